@@ -1,0 +1,87 @@
+"""Every size and choice of a world in frozen dataclasses; the resolved config travels in `world.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from world_model.types import Action, WorldError
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Picture 256 x 160 <-> latent 16 x 10 (a factor of 16 each way)."""
+
+    width: int = 256
+    height: int = 160
+    latent_dim: int = 24
+    encoder_channels: tuple[int, int, int] = (48, 96, 128)
+    decoder_channels: tuple[int, int, int] = (128, 128, 48)
+    """Channels on the grids 64 x 40, 32 x 20 and 16 x 10 (encoder), and back (decoder)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the latent."""
+        return self.height // 16, self.width // 16
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """The trunk (convolutions at 16 x 10 around Mamba-2 and attention at 8 x 5), the memory, the head."""
+
+    conv_dim: int = 96
+    conv_blocks: int = 2
+    d_model: int = 192
+    d_state: int = 16
+    head_dim: int = 32
+    layers: int = 3
+    attention_heads: int = 6
+    global_tokens: int = 2
+    window: int = 16
+    keyframes: int = 32
+    """Size of the bank; `retrieved` of them are read in a tick."""
+    retrieved: int = 4
+    pose: bool = True
+    """Whether the world has a sense of place, taught by the source's pose."""
+    pose_octaves: int = 6
+    ray_dim: int = 256
+    head_dim_conv: int = 112
+    head_blocks: int = 3
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """All of a world but its weights."""
+
+    name: str
+    actions: tuple[Action, ...]
+    phases: int = 1
+    pose_origin: tuple[float, float] = (0.0, 0.0)
+    pose_scale: float = 1.0
+    """Centre and half extent of the map in the source's units; the model sees the ratio."""
+    head_steps: int = 2
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
+    """The inverse of `to_json`. Raises WorldError that names an unknown, missing or mistyped entry."""
+    try:
+        rest = dict(data)
+        rest["actions"] = tuple(Action(a["name"], tuple(a["default_keys"])) for a in data["actions"])
+        rest["tokenizer"] = _build(TokenizerConfig, data["tokenizer"])
+        rest["dynamics"] = _build(DynamicsConfig, data["dynamics"])
+        rest["pose_origin"] = tuple(data["pose_origin"])
+        return WorldConfig(**rest)
+    except (TypeError, KeyError, AttributeError) as err:
+        raise WorldError(f"world.json: the config does not fit this version of reverie: {err}") from err
+
+
+def _build(kind: type[Any], data: dict[str, Any]) -> Any:
+    unknown = set(data) - {f.name for f in fields(kind)}
+    if unknown:
+        raise WorldError(f"world.json: unknown entries in {kind.__name__}: {', '.join(sorted(unknown))}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
