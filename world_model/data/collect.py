@@ -1,0 +1,208 @@
+"""Records episodes of a source with several processes. Deterministic by seed, resumable.
+
+Every episode has a seed of its own, counted from the first seed of its split; an episode that is
+already on disk is skipped, so a collection that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_model.data.episodes import SPLITS, Episode, read_episode, write_episode
+from world_model.data.policies import CELL, Cell, Walker, cell_of
+from world_model.data.sources import Observation, Source, make_source
+from world_model.types import DataError
+
+FREE_MARGIN = 2**30
+"""Bytes that collecting leaves free on the disk."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect. `frames` counts the training split; the held-out splits come on top."""
+
+    source: str
+    frames: int
+    out: Path
+    seed: int = 0
+    episode_ticks: int = 1200
+    val_share: float = 0.1
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: str
+    split: str
+    seed: int
+    ticks: int
+    folder: Path
+
+
+def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Collects all splits and returns the coverage report, also written to `report.json`.
+
+    `progress` is called with the number of frames that have been finished. Raises SourceError when the
+    source is missing and DataError when the disk is full or read-only; finished episodes stay.
+    """
+    make_source(config.source).close()  # a missing game is told before any process starts
+    jobs = _jobs(config)
+    _check_disk(config.out, sum(job.ticks for job in jobs if not job.folder.exists()))
+    todo = [job for job in jobs if not job.folder.exists()]
+    progress(sum(job.ticks for job in jobs) - sum(job.ticks for job in todo))
+    context = multiprocessing.get_context("spawn")  # ViZDoom and torch do not survive a fork
+    with ProcessPoolExecutor(max(1, config.workers), mp_context=context) as pool:
+        futures = {pool.submit(_run, job): job for job in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress(futures[future].ticks)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    report = coverage_report([job.folder for job in jobs])
+    (config.out / "report.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def record_episode(source: Source, seed: int, ticks: int) -> Episode:
+    """Plays one episode with a `Walker`; it ends early when the source ends."""
+    walker = Walker(source.actions, seed)
+    obs = source.reset(seed)
+    first = obs
+    steps: list[tuple[int, Observation]] = []
+    for _ in range(ticks):
+        action = walker.act(obs)
+        obs = source.step(action)
+        steps.append((action, obs))
+        if obs.terminated or obs.truncated:
+            break
+    return _pack(source, seed, first, steps)
+
+
+def coverage_report(folders: list[Path]) -> dict[str, Any]:
+    """Cells visited, share of blocked ticks, share of revisits and the action histogram."""
+    cells: Counter[Cell] = Counter()
+    actions: Counter[int] = Counter()
+    blocked = forward = frames = revisits = 0
+    names: list[str] = []
+    for folder in folders:
+        episode = read_episode(folder)
+        names = episode.header["actions"]
+        frames += len(episode.frames)
+        actions.update(int(a) for a in episode.actions)
+        if episode.pose is None:
+            continue
+        path = [cell_of(float(x), float(y)) for x, y, _ in episode.pose]
+        cells.update(path)
+        revisits += _revisits(path)
+        step = np.hypot(*np.diff(episode.pose[:, :2], axis=0).T)
+        ahead = np.isin(episode.actions, [i for i, n in enumerate(names) if n.startswith("forward")])
+        forward += int(ahead.sum())
+        blocked += int((ahead & (step < 1.0)).sum())
+    total = max(1, sum(actions.values()))
+    return {
+        "frames": frames,
+        "episodes": len(folders),
+        "cells": len(cells),
+        "cell_units": CELL,
+        "least_visited": min(cells.values(), default=0),
+        "blocked_share": round(blocked / max(1, forward), 4),
+        "revisit_share": round(revisits / max(1, frames), 4),
+        "actions": {names[a]: round(n / total, 4) for a, n in sorted(actions.items())},
+    }
+
+
+def _revisits(path: list[Cell], gap: int = 100) -> int:
+    """Ticks spent in a cell that was left at least `gap` ticks ago."""
+    last: dict[Cell, int] = {}
+    again = 0
+    for tick, cell in enumerate(path):
+        again += cell in last and tick - last[cell] >= gap
+        if cell not in last or tick - last[cell] < gap:
+            last[cell] = tick if cell not in last or path[tick - 1] == cell else last[cell]
+    return again
+
+
+def _jobs(config: CollectConfig) -> list[_Job]:
+    train = math.ceil(config.frames / config.episode_ticks)
+    counts = {"train": train, "val": max(1, math.ceil(train * config.val_share))}
+    return [
+        _Job(
+            config.source,
+            split,
+            SPLITS[split] + config.seed + i,
+            config.episode_ticks,
+            _folder(config, split, i),
+        )
+        for split, count in counts.items()
+        for i in range(count)
+    ]
+
+
+def _folder(config: CollectConfig, split: str, index: int) -> Path:
+    return config.out / split / f"ep_{SPLITS[split] + config.seed + index:010d}"
+
+
+def _check_disk(out: Path, frames: int) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-test"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        stat = os.statvfs(out)
+    except OSError as err:
+        raise DataError(f"cannot write to {out}: {err.strerror}; choose another --out") from err
+    free, need = stat.f_bavail * stat.f_frsize, frames * 256 * 160 * 3
+    if need > free - FREE_MARGIN:
+        raise DataError(
+            f"{out} has {free / 2**30:.1f} GiB free and {need / 2**30:.1f} GiB are needed; use fewer --frames"
+        )
+
+
+_source: Source | None = None
+
+
+def _run(job: _Job) -> None:
+    global _source  # one game per process, opened once
+    if _source is None or _source.name != job.source:
+        _source = make_source(job.source)
+    write_episode(job.folder, record_episode(_source, job.seed, job.ticks))
+
+
+def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, Observation]]) -> Episode:
+    observations = [first, *(obs for _, obs in steps)]
+    poses = [obs.pose for obs in observations]
+    sounds = [obs.sound for _, obs in steps]
+    last = observations[-1]
+    header = {
+        "source": source.name,
+        "licence": source.licence,
+        "seed": seed,
+        "actions": [a.name for a in source.actions],
+        "fps": source.fps,
+        "phases": source.phases,
+        "alignment": "actions[t] was taken after frames[t] and led to frames[t+1]",
+        "terminated": last.terminated,
+        "truncated": last.truncated,
+    }
+    return Episode(
+        header,
+        frames=np.stack([obs.image for obs in observations]),
+        actions=np.array([action for action, _ in steps], np.int16),
+        phases=np.array([(first.phase + i) % source.phases for i in range(len(steps))], np.uint8),
+        pose=None if poses[0] is None else np.stack([p for p in poses if p is not None]),
+        sound=None if not sounds or sounds[0] is None else np.stack([s for s in sounds if s is not None]),
+        rewards=np.array([obs.reward for _, obs in steps], np.float32),
+    )

@@ -1,0 +1,229 @@
+"""Training batches: random crops of frames for the tokenizer, clips of cached latents for the dynamics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from world_model.data.episodes import Episode, list_episodes, read_episode
+from world_model.place import HISTORY
+from world_model.types import DataError
+
+T = TypeVar("T")
+
+
+def load_split(root: Path, split: str) -> list[Episode]:
+    """All episodes of a split, memory-mapped."""
+    return [read_episode(folder) for folder in list_episodes(root, split)]
+
+
+class FrameSampler:
+    """Random crops (B, h, w, 3) uint8 of random frames. The crop keeps to the latent grid of 16 pixels."""
+
+    def __init__(self, episodes: list[Episode]) -> None:
+        self._episodes = episodes
+        self._ends = np.cumsum([len(e.frames) for e in episodes])
+
+    def __call__(self, rng: np.random.Generator, batch: int, crop: tuple[int, int]) -> NDArray[np.uint8]:
+        picks = rng.integers(0, self._ends[-1], batch)
+        return np.stack([self._crop(rng, int(i), crop) for i in picks])
+
+    def _crop(self, rng: np.random.Generator, index: int, crop: tuple[int, int]) -> NDArray[np.uint8]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        frame = self._episodes[which].frames[index - (self._ends[which - 1] if which else 0)]
+        top, left = (
+            16 * int(rng.integers(0, (s - c) // 16 + 1)) for s, c in zip(frame.shape, crop, strict=False)
+        )
+        return frame[top : top + crop[0], left : left + crop[1]]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of clips. z: (B, T + 1, C, h, w); act, phase: (B, T) int64; pose: (B, T + 1, 3) of
+    normalised x, y and heading in radians, or None; past: (B, K, C, h, w), frames of the same episode
+    that lie before the clip's end and serve as keyframes, with age (B, K) in ticks at the clip's middle and
+    pose (B, K, 3); before: (B, 3), the pose a tick before the clip (its own first pose where there is none);
+    history: (B, HISTORY) actions before the clip, newest last, -1 for none."""
+
+    z: Tensor
+    act: Tensor
+    phase: Tensor
+    pose: Tensor | None
+    past: Tensor
+    past_age: Tensor
+    past_pose: Tensor | None
+    before: Tensor
+    history: Tensor
+
+    def to(self, device: torch.device | str) -> Clips:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Clips(**moved)
+
+
+class LatentDataset:
+    """Latents of every frame in memory as float16, with actions, phases and poses beside them."""
+
+    def __init__(
+        self,
+        episodes: list[Episode],
+        latents: list[NDArray[np.float16]],
+        pose_origin: tuple[float, float],
+        pose_scale: float,
+    ) -> None:
+        self.episodes = episodes
+        self.latents = latents
+        self._origin = np.array([*pose_origin, 0.0], np.float32)
+        self._scale = np.array([pose_scale, pose_scale, 1.0], np.float32)
+
+    def pose(self, index: int) -> NDArray[np.float32] | None:
+        """Normalised pose (T + 1, 3) of an episode."""
+        pose = self.episodes[index].pose
+        return None if pose is None else ((pose - self._origin) / self._scale).astype(np.float32)
+
+    def sample(self, rng: np.random.Generator, batch: int, ticks: int, keyframes: int) -> Clips:
+        """Random clips of `ticks` transitions from random episodes."""
+        weights = np.array([max(0, len(e) - ticks) for e in self.episodes], np.float64)
+        picks = rng.choice(len(self.episodes), batch, p=weights / weights.sum())
+        starts = [int(rng.integers(0, len(self.episodes[i]) - ticks + 1)) for i in picks]
+        return self.clips([(int(i), s) for i, s in zip(picks, starts, strict=True)], ticks, keyframes, rng)
+
+    def clips(
+        self, places: list[tuple[int, int]], ticks: int, keyframes: int, rng: np.random.Generator
+    ) -> Clips:
+        """The clips that start at (episode, tick)."""
+        z = np.stack([self.latents[i][s : s + ticks + 1] for i, s in places])
+        act = np.stack([self.episodes[i].actions[s : s + ticks] for i, s in places])
+        phase = np.stack([self.episodes[i].phases[s : s + ticks] for i, s in places])
+        poses = [self.pose(i) for i, _ in places]
+        pose = None
+        if poses[0] is not None:
+            pose = torch.from_numpy(
+                np.stack(
+                    [p[s : s + ticks + 1] for p, (_, s) in zip(poses, places, strict=True) if p is not None]
+                )
+            )
+        before = torch.zeros(len(places), 3)
+        if pose is not None:
+            before = torch.from_numpy(
+                np.stack([p[max(0, s - 1)] for p, (_, s) in zip(poses, places, strict=True) if p is not None])
+            )
+        chosen = [self._past(i, s, ticks, keyframes, rng) for i, s in places]
+        past = np.stack([self.latents[i][c] for (i, _), c in zip(places, chosen, strict=True)])
+        age = np.stack([s + ticks // 2 - c for (_, s), c in zip(places, chosen, strict=True)])
+        past_pose = None
+        if pose is not None:
+            past_pose = torch.from_numpy(
+                np.stack([p[c] for p, c in zip(poses, chosen, strict=True) if p is not None])
+            )
+        return Clips(
+            torch.from_numpy(z).float(),
+            torch.from_numpy(act.astype(np.int64)),
+            torch.from_numpy(phase.astype(np.int64)),
+            pose,
+            torch.from_numpy(past).float(),
+            torch.from_numpy(age).float().clamp(min=0),
+            past_pose,
+            before,
+            torch.from_numpy(np.stack([action_history(self.episodes[i].actions, s) for i, s in places])),
+        )
+
+    def _past(
+        self, episode: int, start: int, ticks: int, count: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Frames of the past that look most like what the clip will see: what a good bank would offer.
+
+        A candidate set is drawn from the episode before the clip's start, and the nearest in latent to
+        a few random frames of the clip are taken. An early clip has no past: its own start fills in.
+        """
+        z = self.latents[episode]
+        candidates = rng.integers(0, max(1, start + 1), 24)
+        wanted = rng.integers(start, start + ticks + 1, count)
+        chosen: NDArray[np.int64] = candidates[_nearest(z[candidates], z[wanted])]
+        return chosen
+
+
+def action_history(actions: NDArray[np.int16], start: int) -> NDArray[np.int64]:
+    """The HISTORY actions before `start`, -1 where the episode had not begun."""
+    taken = actions[max(0, start - HISTORY) : start].astype(np.int64)
+    return np.concatenate([np.full(HISTORY - len(taken), -1, np.int64), taken])
+
+
+def _nearest(candidates: NDArray[np.float16], wanted: NDArray[np.float16]) -> NDArray[np.int64]:
+    a = candidates.reshape(len(candidates), -1).astype(np.float32)
+    b = wanted.reshape(len(wanted), -1).astype(np.float32)
+    distance = (b**2).sum(1)[:, None] - 2 * b @ a.T + (a**2).sum(1)[None]
+    return np.argmin(distance, axis=1)
+
+
+def cached_latents(
+    episodes: list[Episode],
+    folders: list[Path],
+    cache: Path,
+    key: str,
+    encode: Callable[[NDArray[np.uint8]], NDArray[np.float16]],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[NDArray[np.float16]]:
+    """Latents (T + 1, C, h, w) of each episode, encoded once and kept in `cache` under `key`."""
+    digest = hashlib.sha256(json.dumps([key, [f.name for f in folders]]).encode()).hexdigest()[:12]
+    folder = cache / f"latents-{folders[0].parent.name}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        result = []
+        for episode, source in zip(episodes, folders, strict=True):
+            path = folder / f"{source.name}.npy"
+            if not path.exists():
+                partial = path.with_suffix(".partial.npy")
+                np.save(partial, encode(episode.frames), allow_pickle=False)
+                partial.replace(path)
+            result.append(np.load(path, allow_pickle=False))
+            progress(len(episode.frames))
+        return result
+    except OSError as err:
+        raise DataError(f"cannot write latents to {folder}: {err.strerror}; free some space") from err
+
+
+class Prefetcher(Generic[T]):
+    """Makes batches ahead in a thread. Batch n depends on (seed, n) alone, so a resumed run sees the
+    batches that an unbroken one would have seen."""
+
+    def __init__(
+        self, make: Callable[[np.random.Generator], T], seed: int, first: int, depth: int = 2
+    ) -> None:
+        self._queue: Queue[T | BaseException] = Queue(depth)
+        self._stop = threading.Event()
+
+        def work() -> None:
+            index = first
+            while not self._stop.is_set():
+                try:
+                    item: T | BaseException = make(np.random.default_rng([seed, index]))
+                except BaseException as err:
+                    item = err
+                self._queue.put(item)
+                index += 1
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        self._stop.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()

@@ -1,0 +1,145 @@
+"""ViZDoom scenarios as sources: walk and turn in Doom rooms drawn with Freedoom textures.
+
+Doom runs at 35 tics a second, the world at 25 ticks: a tick covers 1, 1, 2, 1, 2 tics in turn (seven
+tics in five ticks). The position in that pattern is the phase.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_model.data.sources import Observation, check_action
+from world_model.types import FPS, Action, SourceError
+
+TICS = (1, 1, 2, 1, 2)
+SAMPLES_PER_TIC = 630  # 22,050 Hz / 35
+SAMPLES_PER_TICK = 882  # 22,050 Hz / 25
+# The pattern above runs at most 504 samples behind an even 25 Hz cut, so the stream starts that late.
+SOUND_DELAY = 504
+
+UNITS_PER_DEPTH = 8.0  # measured against wall distances; the buffer saturates below two of its units
+
+BUTTONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "TURN_LEFT", "TURN_RIGHT")
+WALK = (
+    (Action("idle"), ()),
+    (Action("forward", ("up",)), ("MOVE_FORWARD",)),
+    (Action("back", ("down",)), ("MOVE_BACKWARD",)),
+    (Action("left", ("left",)), ("TURN_LEFT",)),
+    (Action("right", ("right",)), ("TURN_RIGHT",)),
+    (Action("forward_left", ("up", "left")), ("MOVE_FORWARD", "TURN_LEFT")),
+    (Action("forward_right", ("up", "right")), ("MOVE_FORWARD", "TURN_RIGHT")),
+)
+
+
+class VizdoomSource:
+    """One ViZDoom map without HUD, weapon and end. 256 x 160, 25 Hz.
+
+    Raises SourceError when ViZDoom is not installed, or when `sound` is asked for and OpenAL is missing.
+    """
+
+    fps = FPS
+    phases = len(TICS)
+    licence = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
+
+    def __init__(self, name: str, scenario: str, game_args: str = "", sound: bool = False) -> None:
+        self.name = name
+        self.actions = tuple(action for action, _ in WALK)
+        self._buttons = [[float(b in pressed) for b in BUTTONS] for _, pressed in WALK]
+        self._phase = 0
+        self._stream = np.zeros((0, 2), np.int16)
+        self._game = _open(scenario, game_args, sound)
+        self._sound = sound
+
+    def reset(self, seed: int) -> Observation:
+        """Starts a new episode at a place and heading drawn from `seed`."""
+        self._game.set_seed(seed % 2**32)
+        self._game.new_episode()
+        self._phase = 0
+        self._stream = np.zeros((SOUND_DELAY, 2), np.int16)
+        return self._observe(None)
+
+    def step(self, action: int) -> Observation:
+        """Holds the action's buttons for one tick of 40 ms. Raises ValueError for an unknown action."""
+        tics = TICS[self._phase]
+        reward = self._game.make_action(self._buttons[check_action(action, self.actions)], tics)
+        self._phase = (self._phase + 1) % len(TICS)
+        return self._observe(tics, reward)
+
+    def close(self) -> None:
+        self._game.close()
+
+    def _observe(self, tics: int | None, reward: float = 0.0) -> Observation:
+        state = self._game.get_state()
+        if state is None:
+            raise SourceError(f"{self.name}: the game ended by itself; collect with another seed")
+        x, y, degrees = state.game_variables[:3]
+        return Observation(
+            image=np.ascontiguousarray(state.screen_buffer),
+            pose=np.array([x, y, math.radians(degrees)], np.float32),
+            sound=self._cut_sound(state.audio_buffer, tics) if self._sound and tics else None,
+            reward=reward,
+            phase=self._phase,
+            clearance=_clearance(state.depth_buffer),
+        )
+
+    def _cut_sound(self, buffer: NDArray[np.int16], tics: int) -> NDArray[np.int16]:
+        self._stream = np.concatenate([self._stream, buffer[-tics * SAMPLES_PER_TIC :]])
+        tick, self._stream = self._stream[:SAMPLES_PER_TICK], self._stream[SAMPLES_PER_TICK:]
+        return tick
+
+
+def rooms(sound: bool = False) -> VizdoomSource:
+    """ViZDoom's `my_way_home`: nine textured rooms and the corridors between them.
+
+    The armour that would end the episode is not spawned.
+    """
+    return VizdoomSource("rooms", "my_way_home.wad", "+alwaysapplydmflags 1 +sv_noarmor 1", sound)
+
+
+def _clearance(depth: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Nearest thing at eye height in the left, middle and right of the picture, in map units."""
+    horizon = depth[depth.shape[0] // 2 - 4 : depth.shape[0] // 2 + 4].min(0) * UNITS_PER_DEPTH
+    left, ahead, right = np.split(horizon, (depth.shape[1] * 3 // 8, depth.shape[1] * 5 // 8))
+    return float(left.mean()), float(ahead.min()), float(right.mean())
+
+
+def _open(scenario: str, game_args: str, sound: bool) -> Any:
+    try:
+        import vizdoom as vzd
+    except ImportError as err:
+        raise SourceError('ViZDoom is not installed; run pip install "reverie[doom]"') from err
+    game = vzd.DoomGame()
+    game.set_doom_scenario_path(str(Path(vzd.scenarios_path) / scenario))
+    game.set_doom_map("map01")
+    # Otherwise the game leaves its settings in the current folder.
+    game.set_doom_config_path(str(Path(tempfile.gettempdir()) / f"reverie-{os.getpid()}.ini"))
+    game.set_screen_resolution(vzd.ScreenResolution.RES_256X160)
+    game.set_screen_format(vzd.ScreenFormat.RGB24)
+    game.set_window_visible(False)
+    game.set_episode_timeout(0)
+    game.set_episode_start_time(10)
+    for off in ("hud", "weapon", "crosshair", "decals", "particles", "messages"):
+        getattr(game, f"set_render_{off}")(False)
+    game.set_depth_buffer_enabled(True)
+    game.set_available_buttons([getattr(vzd.Button, b) for b in BUTTONS])
+    names = ("POSITION_X", "POSITION_Y", "ANGLE")
+    game.set_available_game_variables([getattr(vzd.GameVariable, n) for n in names])
+    if sound:
+        game.set_audio_buffer_enabled(True)
+        game.set_audio_sampling_rate(vzd.SamplingRate.SR_22050)
+        game.set_audio_buffer_size(max(TICS))
+        game_args += " +snd_efx 0"  # works around a silent buffer
+    game.add_game_args(game_args)
+    try:
+        game.init()
+    except Exception as err:  # ViZDoom raises bare exceptions of its own making
+        hint = "; install OpenAL (Debian: libopenal1) or go on without sound" if sound else ""
+        raise SourceError(f"ViZDoom did not start: {err}{hint}") from err
+    return game
