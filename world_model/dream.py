@@ -1,0 +1,234 @@
+"""A batch of dreams tick by tick: what `World` is for one player and evaluation for many at once.
+
+Axes: B dreams, T ticks of context, C channels, h w rows and columns of the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from world_model.config import WorldConfig
+from world_model.dynamics import Dynamics, Retrieved, TrunkOutput, TrunkState
+from world_model.memory import KeyframeBank
+from world_model.place import Place, PlaceModel
+from world_model.tokenizer import Tokenizer, to_float, to_uint8
+
+
+class WorldModel(nn.Module):
+    """All weights of a world: tokenizer and dynamics."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        self.config = config
+        tok = config.tokenizer
+        self.tokenizer = Tokenizer(tok)
+        self.dynamics = Dynamics(
+            config.dynamics, tok.latent_dim, tok.grid, len(config.actions), config.phases
+        )
+
+    def for_inference(self, dtype: torch.dtype) -> WorldModel:
+        """Kernels and matrices in `dtype`, everything that decides about the recurrent state in fp32."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class DreamState:
+    """Everything a dream carries. Never changed in place, so holding on to it is a snapshot.
+
+    z (B, C, h, w) the present latent; place; trunk; bank; phase (B,); attended (B, R) bank positions
+    read in this tick; tick, ticks since the first context frame; seed of the noise.
+    """
+
+    z: Tensor
+    place: Place
+    trunk: TrunkState
+    bank: KeyframeBank
+    phase: Tensor
+    attended: Tensor
+    tick: int
+    seed: int
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, for hashing and measuring."""
+        layers = [t for layer in self.trunk.layers for t in (*layer.mamba, layer.window) if t is not None]
+        bank = [
+            self.bank.frames,
+            self.bank.keys,
+            self.bank.pose,
+            self.bank.born,
+            self.bank.uses,
+            self.bank.filled,
+        ]
+        return [self.z, *self.place, *layers, *bank, self.phase]
+
+
+Timer = Callable[[str, float], None]
+
+
+def _untimed(section: str, milliseconds: float) -> None:
+    pass
+
+
+class DreamEngine:
+    """Runs dreams of one world. Holds no dream itself: states go in and come out."""
+
+    def __init__(self, model: WorldModel, dtype: torch.dtype = torch.float32, head_steps: int | None = None):
+        self.model, self.dtype = model, dtype
+        self.config = model.config
+        self.head_steps = head_steps or self.config.head_steps
+        self.device = next(model.parameters()).device
+        self.use_memory = True
+
+    def _precision(self) -> AbstractContextManager[None]:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
+
+    @torch.no_grad()
+    def encode(self, obs: NDArray[np.uint8]) -> Tensor:
+        """uint8 (F, H, W, 3) -> latents (F, C, h, w), fp32."""
+        with self._precision():
+            return self.model.tokenizer.encode(to_float(obs, self.device)).float()
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> NDArray[np.uint8]:
+        """Latents (F, C, h, w) -> uint8 (F, H, W, 3)."""
+        with self._precision():
+            x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            return to_uint8(self.model.tokenizer.decode(x))
+
+    @torch.no_grad()
+    def start(
+        self, z_BTChw: Tensor, act: NDArray[np.int64], phase: NDArray[np.int64], seed: int = 0
+    ) -> DreamState:
+        """Shows the trunk real frames (B, T, ...) and the T - 1 actions between them (B, T - 1).
+
+        phase (B,) is the clock position of the first of these transitions.
+        """
+        batch = z_BTChw.shape[0]
+        latent = (z_BTChw.shape[2], *self.config.tokenizer.grid)
+        state = DreamState(
+            z=z_BTChw[:, 0],
+            place=PlaceModel.nowhere(batch, self.device),
+            trunk=self.model.dynamics.trunk.init_state(batch, self.device),
+            bank=KeyframeBank.empty(batch, self.config.dynamics.keyframes, latent, self.device),
+            phase=torch.as_tensor(phase, dtype=torch.long, device=self.device) % self.config.phases,
+            attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
+            tick=0,
+            seed=seed,
+        )
+        actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.device)
+        state = self.look(state)
+        for t in range(actions.shape[1]):
+            state, _ = self._trunk(state, actions[:, t])
+            state = self.look(replace(state, z=z_BTChw[:, t + 1]))
+        return state
+
+    def look(self, state: DreamState) -> DreamState:
+        """The present latent is a real frame's: a look at it tells where it was taken."""
+        with self._precision():
+            return replace(state, place=self.model.dynamics.look(state.place, state.z))
+
+    @torch.no_grad()
+    def tick(self, state: DreamState, act_B: Tensor, timer: Timer = _untimed) -> DreamState:
+        """Imagines the next latent of each dream."""
+        began = perf_counter()
+        after, out = self._trunk(state, act_B)
+        thought = perf_counter()
+        with self._precision():
+            head = self.model.dynamics.head
+            noise = self._noise(state)
+            z = head.sample(noise, out.mean, state.z, out.features, self.head_steps)
+        timer("trunk", 1e3 * (thought - began))
+        timer("head", 1e3 * (perf_counter() - thought))
+        return replace(after, z=z)
+
+    def _trunk(self, state: DreamState, act_B: Tensor) -> tuple[DreamState, TrunkOutput]:
+        """Everything of a tick but the new latent."""
+        bank = state.bank.offer(state.z, state.place.pose, state.tick)
+        attended, retrieved = self._retrieve(state, bank)
+        with self._precision():
+            dynamics = self.model.dynamics
+            place = dynamics.move(state.place, act_B, state.phase)
+            step = dynamics.step_to(place)
+            out, after = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
+        return (
+            replace(
+                state,
+                place=place,
+                trunk=after,
+                bank=bank.used(attended),
+                phase=(state.phase + 1) % self.config.phases,
+                attended=attended,
+                tick=state.tick + 1,
+            ),
+            out,
+        )
+
+    def _retrieve(self, state: DreamState, bank: KeyframeBank) -> tuple[Tensor, Retrieved | None]:
+        count = min(self.config.dynamics.retrieved, bank.size)
+        positions = bank.retrieve(state.z, count)
+        if not self.use_memory:
+            return positions[:, :0], None
+        # A bank with fewer frames than are asked for answers with its first frame again.
+        positions = torch.where(bank.filled.gather(1, positions), positions, torch.zeros_like(positions))
+        rows = torch.arange(len(positions), device=self.device)[:, None]
+        age = (state.tick - bank.born[rows, positions]).float()
+        return positions, Retrieved(bank.frames[rows, positions], age, bank.pose[rows, positions])
+
+    def _noise(self, state: DreamState) -> Tensor:
+        """Depends on seed and tick alone, so that a restored state goes on as it did."""
+        generator = torch.Generator().manual_seed((state.seed * 1_000_003 + state.tick) % 2**63)
+        return torch.randn(state.z.shape, generator=generator).to(self.device)
+
+
+class BatchDream:
+    """`reset` and `step` for many dreams at once, as evaluation and previews use them."""
+
+    def __init__(self, engine: DreamEngine, name: str = "dream", seed: int = 0) -> None:
+        self.engine, self.name, self.seed = engine, name, seed
+        self._state: DreamState | None = None
+
+    def reset(
+        self, obs: NDArray[np.uint8], act: NDArray[np.int64], phase: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """obs (B, T, H, W, 3), act (B, T - 1), phase (B,) -> the last context frame, encoded and decoded."""
+        z = torch.stack([self.engine.encode(np.ascontiguousarray(o)) for o in obs])
+        self._state = self.engine.start(z, act, phase, self.seed)
+        return self.engine.decode(self._state.z)
+
+    def step(self, act: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The next picture (B, H, W, 3) of each dream."""
+        assert self._state is not None, "reset comes first"
+        actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
+        self._state = self.engine.tick(self._state, actions)
+        return self.engine.decode(self._state.z)
+
+    def context_predictions(
+        self, obs: NDArray[np.uint8], act: NDArray[np.int64], phase: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """One tick ahead from real frames: predictions of obs[:, 1:], (B, T - 1, H, W, 3)."""
+        z = torch.stack([self.engine.encode(np.ascontiguousarray(o)) for o in obs])
+        state = self.engine.start(z[:, :1], np.zeros((len(z), 0), np.int64), phase, self.seed)
+        frames = []
+        for t in range(act.shape[1]):
+            actions = torch.as_tensor(np.asarray(act[:, t]), dtype=torch.long, device=self.engine.device)
+            state = self.engine.tick(state, actions)
+            frames.append(self.engine.decode(state.z))
+            state = self.engine.look(replace(state, z=z[:, t + 1]))
+        return np.stack(frames, 1)
+
+    def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Frames (F, H, W, 3) encoded and decoded: the ceiling of every prediction."""
+        return self.engine.decode(self.engine.encode(np.ascontiguousarray(obs)))

@@ -1,0 +1,254 @@
+"""The sense of place: a pose that the world keeps for itself, and the map that its weights hold.
+
+A network that predicts pictures alone loses its place within some fifty ticks, and with it everything
+that makes a room that room. A world whose source tells poses therefore learns three small things first:
+
+- `Localizer`: where was this picture taken, and how sure is that?
+- `MotionModel`: how does an action move the player from here? (walls included)
+- `Map`: what is seen from there? A light field network (Sitzmann et al., 2021) over the lines of sight
+  of the picture's columns, painted as a latent.
+
+While a dream looks at real frames, a Kalman filter fuses what it sees with how it moved; afterwards it
+goes by its own motion. Nothing outside the model sets the pose, so a dream starts from pictures alone.
+
+Poses are (x, y, heading): x and y in half extents of the map, heading in radians, counter-clockwise.
+Motions are (forward, left, turn) in the frame of the player.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MOTION_UNIT = (0.02, 0.02, 0.1)
+"""What a network's output of one means: a fiftieth of the half extent, a tenth of a radian."""
+HISTORY = 6
+"""Past actions that the motion model sees: turning starts slowly and walking has momentum."""
+SEEN_CHANNELS = 64
+DRIFT = 1e-6
+"""Variance that a tick of dead reckoning adds."""
+SIGHT_CORRELATION = 8.0
+"""Consecutive frames err alike; counted as independent, they would make the filter overconfident."""
+
+
+class Place(NamedTuple):
+    """What a dream believes: pose (..., 3), last motion (..., 3), variance (..., 3) of the pose, and the
+    last actions (..., HISTORY), newest last, -1 for none."""
+
+    pose: Tensor
+    motion: Tensor
+    variance: Tensor
+    history: Tensor
+
+
+class Sight(NamedTuple):
+    """Where a picture seems to be taken: pose (..., 3), log variance (..., 3), raw cos and sin (..., 2)."""
+
+    pose: Tensor
+    log_variance: Tensor
+    direction: Tensor
+
+
+def compose(pose: Tensor, motion: Tensor) -> Tensor:
+    """The pose (..., 3) after a motion (..., 3) in the player's frame."""
+    cos, sin = pose[..., 2].cos(), pose[..., 2].sin()
+    forward, left, turn = motion.unbind(-1)
+    x = pose[..., 0] + forward * cos - left * sin
+    y = pose[..., 1] + forward * sin + left * cos
+    return torch.stack((x, y, pose[..., 2] + turn), -1)
+
+
+def motion_between(start: Tensor, end: Tensor) -> Tensor:
+    """The motion in the player's frame at `start` that leads to `end`; the turn lies in [-pi, pi]."""
+    cos, sin = start[..., 2].cos(), start[..., 2].sin()
+    dx, dy = end[..., 0] - start[..., 0], end[..., 1] - start[..., 1]
+    turn = wrap(end[..., 2] - start[..., 2])
+    return torch.stack((dx * cos + dy * sin, dy * cos - dx * sin, turn), -1)
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """The same angle in [-pi, pi]."""
+    return torch.atan2(angle.sin(), angle.cos())
+
+
+def fourier(x: Tensor, octaves: int) -> Tensor:
+    """sin and cos of pi 2^k x for k < octaves: (..., D) -> (..., 2 D octaves)."""
+    scales = math.pi * 2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype)
+    angles = (x[..., None] * scales).flatten(-2)
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+def harmonics(angle: Tensor, count: int) -> Tensor:
+    """sin and cos of m * angle for m = 1 .. count: (...,) -> (..., 2 count)."""
+    angles = angle[..., None] * torch.arange(1, count + 1, device=angle.device, dtype=angle.dtype)
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+class PoseEmbedding(nn.Module):
+    """Pose (..., 3) -> a vector (..., dim)."""
+
+    def __init__(self, dim: int, octaves: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.layers = nn.Sequential(nn.Linear(4 * octaves + 12, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, pose: Tensor) -> Tensor:
+        out: Tensor = self.layers(
+            torch.cat((fourier(pose[..., :2], self.octaves), harmonics(pose[..., 2], 6)), -1)
+        )
+        return out
+
+
+class MotionModel(nn.Module):
+    """(place, action, phase) -> the motion (..., 3) of the tick."""
+
+    def __init__(self, actions: int, phases: int, octaves: int, dim: int = 256) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
+        self.embed_phase = nn.Embedding(phases, 8)
+        inputs = 4 * octaves + 12 + 5 + 8 * (HISTORY + 1) + 8
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
+        )
+        self.out = nn.Linear(dim, 3)
+
+    def forward(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        unit = torch.tensor(MOTION_UNIT, device=act.device)
+        pose, motion = place.pose, place.motion
+        # Walls stop what runs into them, so the last motion is told in the map's frame as well.
+        cos, sin = pose[..., 2].cos(), pose[..., 2].sin()
+        dx, dy = motion[..., 0] * cos - motion[..., 1] * sin, motion[..., 0] * sin + motion[..., 1] * cos
+        none = self.embed_action.num_embeddings - 1
+        actions = torch.cat((place.history, act[..., None]), -1)
+        told = (
+            fourier(pose[..., :2], self.octaves),
+            harmonics(pose[..., 2], 6),
+            motion / unit,
+            torch.stack((dx, dy), -1) / unit[:2],
+            self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2),
+            self.embed_phase(phase),
+        )
+        return self.out(self.layers(torch.cat(told, -1))).float() * unit
+
+
+class RayField(nn.Module):
+    """Features of what stands along the line of sight of each column: pose (F, 3) -> (F, C, rows, columns).
+
+    The field of view is learned; it starts at 90 degrees.
+    """
+
+    def __init__(self, rows: int, columns: int, dim: int, octaves: int, depth: int = 3) -> None:
+        super().__init__()
+        self.rows, self.octaves = rows, octaves
+        offsets = 1 - (torch.arange(columns) + 0.5) * 2 / columns
+        self.embed_bearing = nn.Parameter(torch.atan(offsets))
+        self.embed = nn.Linear(8 * octaves + 16 + 4, dim)
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim)) for _ in range(depth)
+        )
+        self.out = nn.Linear(dim, SEEN_CHANNELS * rows)
+
+    def forward(self, pose_F3: Tensor) -> Tensor:
+        angle = pose_F3[:, 2:] + self.embed_bearing  # (F, columns)
+        x, y = pose_F3[:, 0:1].expand_as(angle), pose_F3[:, 1:2].expand_as(angle)
+        # Where the ray passes (its distance from the origin) and how far along it the player stands.
+        across, along = x * angle.sin() - y * angle.cos(), x * angle.cos() + y * angle.sin()
+        line = torch.stack((x, y, across, along), -1)
+        h = self.embed(torch.cat((fourier(line, self.octaves), harmonics(angle, 8), line), -1))
+        for layer in self.hidden:
+            h = h + layer(F.silu(h))
+        seen: Tensor = self.out(F.silu(h)).unflatten(-1, (SEEN_CHANNELS, self.rows))
+        return seen.permute(0, 2, 3, 1)
+
+
+class Map(nn.Module):
+    """What is seen from a pose (F, 3): SEEN_CHANNELS features, the first of them a latent in (-1, 1)."""
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int, octaves: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.rays = RayField(*grid, dim, octaves)
+        c = SEEN_CHANNELS
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
+            for _ in range(2)
+        )
+        self.out = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, pose_F3: Tensor) -> Tensor:
+        h = self.rays(pose_F3)
+        for block in self.blocks:
+            h = h + block(h)
+        out = self.out(F.silu(h)).float()
+        return torch.cat((out[:, : self.latent_dim].tanh(), out[:, self.latent_dim :]), 1)
+
+
+class Localizer(nn.Module):
+    """Latent (F, C, h, w) -> `Sight`."""
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 64) -> None:
+        super().__init__()
+        cells = grid[0] * grid[1] // 4
+        self.layers = nn.Sequential(
+            nn.Conv2d(latent_dim, dim, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * dim, 2 * dim, 1),
+            nn.SiLU(),
+            nn.Conv2d(2 * dim, 24, 1),
+            nn.Flatten(),
+            nn.SiLU(),
+            nn.Linear(24 * cells, 128),
+            nn.SiLU(),
+            nn.Linear(128, 6),
+        )
+
+    def forward(self, z_FChw: Tensor) -> Sight:
+        out = self.layers(z_FChw).float()
+        direction = out[:, 2:4]
+        pose = torch.cat((out[:, :2], torch.atan2(direction[:, 1:], direction[:, :1])), 1)
+        log_variance = out[:, [4, 4, 5]].clamp(-12, 2)
+        return Sight(pose, log_variance, direction)
+
+
+class PlaceModel(nn.Module):
+    """All of the sense of place of one world."""
+
+    def __init__(
+        self, latent_dim: int, grid: tuple[int, int], actions: int, phases: int, dim: int, octaves: int
+    ) -> None:
+        super().__init__()
+        self.localizer = Localizer(latent_dim, grid)
+        self.motion = MotionModel(actions, phases, octaves)
+        self.map = Map(latent_dim, grid, dim, octaves)
+
+    @staticmethod
+    def nowhere(batch: int, device: torch.device | str) -> Place:
+        """The place before anything was seen."""
+        zeros = torch.zeros(batch, 3, device=device)
+        history = torch.full((batch, HISTORY), -1, dtype=torch.long, device=device)
+        return Place(zeros, zeros, zeros + 100.0, history)
+
+    def look(self, place: Place, z_FChw: Tensor) -> Place:
+        """Fuses the pose with what a real frame shows (a Kalman filter with a diagonal covariance)."""
+        sight = self.localizer(z_FChw)
+        difference = sight.pose - place.pose
+        surprise = torch.cat((difference[:, :2], wrap(difference[:, 2:])), 1)
+        noise = sight.log_variance.exp() * SIGHT_CORRELATION
+        # A sight far outside of what both variances allow is a mistake of sight: trust it less.
+        outlier = (surprise.square() / (place.variance + noise) / 9).clamp(min=1)
+        gain = place.variance / (place.variance + noise * outlier)
+        return place._replace(pose=place.pose + gain * surprise, variance=(1 - gain) * place.variance)
+
+    def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
+        """The place after a tick with this action (F,), by dead reckoning."""
+        motion = self.motion(place, act, phase)
+        history = torch.cat((place.history[..., 1:], act[..., None]), -1)
+        return Place(compose(place.pose, motion), motion, place.variance + DRIFT, history)

@@ -1,0 +1,281 @@
+"""`World`: a trained model of a game that answers `reset` and `step`, one picture a tick.
+
+Owns one dream at a time. States are immutable (`DreamState`), so a snapshot is a reference and costs
+nothing; `restore` makes a later step go on from there exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from world_model.checkpoint import WEIGHTS_NAME, load_world_weights, read_world_json, save_weights, write_json
+from world_model.config import WorldConfig, world_config_from_json
+from world_model.dream import BatchDream, DreamEngine, DreamState, WorldModel
+from world_model.paths import find_world
+from world_model.scenes import Scene, load_scene, scene_names
+from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
+
+THUMBNAIL_STEP = 4
+"""A keyframe's thumbnail is every fourth pixel of its picture."""
+
+Context = tuple[NDArray[np.uint8], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """A moment of a dream. Independent of later steps; belongs to the weights that made it."""
+
+    dream: DreamState
+    image: Image
+    thumbnails: dict[int, Image]
+    guard_events: int
+    weights_sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors and pictures."""
+        pictures = self.image.nbytes + sum(t.nbytes for t in self.thumbnails.values())
+        return pictures + sum(t.nbytes for t in self.dream.tensors())
+
+    def hash(self) -> str:
+        """SHA-256 over every tensor and the picture: equal states have equal hashes."""
+        digest = hashlib.sha256(f"{self.dream.tick} {self.dream.seed} {self.dream.trunk.filled}".encode())
+        for tensor in self.dream.tensors():
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(self.image.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """thumbnail uint8 (h, w, 3), age in ticks, uses: how often a tick read it."""
+
+    thumbnail: Image
+    age: int
+    uses: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the dream holds: `window` of `size` last frames, and the keyframes of its bank."""
+
+    window: int
+    size: int
+    keyframes: tuple[Keyframe, ...]
+
+
+class World:
+    """One world, loaded. Use `load_world`."""
+
+    def __init__(self, engine: DreamEngine, info: WorldInfo, folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+        self.info = info
+        self.actions: tuple[Action, ...] = engine.config.actions
+        self._state: WorldState | None = None
+
+    def reset(self, seed: int = 0, scene: str | None = None, context: Context | None = None) -> Frame:
+        """Starts a dream from a scene (chosen by `seed` if not named), or from real frames.
+
+        context: obs uint8 (T, H, W, 3) with T >= 1, and the T - 1 actions between them. Returns the last
+        context frame as the dream sees it. Raises ValueError for a context of the wrong shape or dtype,
+        WorldError for an unknown or damaged scene.
+        """
+        began = perf_counter()
+        start = self._scene(seed, scene) if context is None else self._check_context(*context)
+        z = self._engine.encode(start.frames)
+        phase = np.array([start.phase])
+        dream = self._engine.start(z[None], start.actions[None], phase, seed)
+        image = self._engine.decode(dream.z)[0]
+        born = dream.bank.born[0][dream.bank.filled[0]].tolist()
+        thumbnails = {int(t): _thumbnail(start.frames[int(t)]) for t in born}
+        self._state = WorldState(dream, image, thumbnails, 0, self.info.weights_sha256)
+        total = 1e3 * (perf_counter() - began)
+        return Frame(image.copy(), None, FrameInfo(dream.tick, {"total": total}))
+
+    def step(self, action: int) -> Frame:
+        """Imagines the next tick. Raises ValueError for an action out of range."""
+        if self._state is None:
+            raise ValueError("call reset before step")
+        if isinstance(action, float) or not 0 <= int(action) < len(self.actions):
+            names = ", ".join(f"{i} {a.name}" for i, a in enumerate(self.actions))
+            raise ValueError(f"action {action!r} is out of range; this world has {names}")
+        began = perf_counter()
+        before = self._state
+        ms: dict[str, float] = {}
+        dream = self._engine.tick(before.dream, torch.tensor([int(action)]), ms.__setitem__)
+        guard = before.guard_events
+        if _is_finite(dream):
+            decoding = perf_counter()
+            image = self._engine.decode(dream.z)[0]
+            ms["decode"] = 1e3 * (perf_counter() - decoding)
+            thumbnails = _kept_thumbnails(before, dream)
+        else:  # the last good state comes back, a tick older, and the event is counted
+            guard, image, thumbnails = guard + 1, before.image, before.thumbnails
+            dream = replace(before.dream, tick=before.dream.tick + 1)
+        self._state = WorldState(dream, image, thumbnails, guard, before.weights_sha256)
+        ms["total"] = 1e3 * (perf_counter() - began)
+        attended = tuple(int(i) for i in dict.fromkeys(dream.attended[0].tolist()))
+        return Frame(image.copy(), None, FrameInfo(dream.tick, ms, attended, guard))
+
+    def snapshot(self) -> WorldState:
+        """The present moment. Costs nothing: states are never changed in place."""
+        if self._state is None:
+            raise ValueError("call reset before snapshot")
+        return self._state
+
+    def restore(self, state: WorldState) -> None:
+        """Goes back to a moment. Raises ValueError when it was made by other weights."""
+        if state.weights_sha256 != self.info.weights_sha256:
+            raise ValueError("this state was made by another world or other weights")
+        self._state = state
+
+    @property
+    def memory(self) -> Memory:
+        """A read-only view of what the dream holds."""
+        if self._state is None:
+            return Memory(0, self._engine.config.dynamics.window, ())
+        dream = self._state.dream
+        bank = dream.bank
+        held = bank.filled[0].nonzero().flatten().tolist()
+        keyframes = tuple(
+            Keyframe(
+                self._state.thumbnails[int(bank.born[0, i])],
+                dream.tick - int(bank.born[0, i]),
+                int(bank.uses[0, i]),
+            )
+            for i in held
+        )
+        return Memory(dream.trunk.filled, self._engine.config.dynamics.window, keyframes)
+
+    def _scene(self, seed: int, name: str | None) -> Scene:
+        if name is None:
+            if not self.info.scenes:
+                raise WorldError(f"{self._folder}: it has no scenes to start from; give a context")
+            name = self.info.scenes[seed % len(self.info.scenes)]
+        size = (self.info.height, self.info.width)
+        return load_scene(self._folder, name, size, len(self.actions))
+
+    def _check_context(self, obs: NDArray[np.uint8], act: NDArray[Any]) -> Scene:
+        obs, act = np.asarray(obs), np.asarray(act)
+        wanted = (self.info.height, self.info.width, 3)
+        if obs.ndim != 4 or obs.shape[1:] != wanted or obs.dtype != np.uint8 or len(obs) < 1:
+            raise ValueError(
+                f"context frames must be uint8 (T, {wanted[0]}, {wanted[1]}, 3), not {obs.dtype} {obs.shape}"
+            )
+        if act.shape != (len(obs) - 1,) or (len(act) and not np.issubdtype(act.dtype, np.integer)):
+            raise ValueError(f"context actions must be {len(obs) - 1} integers, not {act.dtype} {act.shape}")
+        if len(act) and (act.min() < 0 or act.max() >= len(self.actions)):
+            raise ValueError(f"context actions must lie in 0 .. {len(self.actions) - 1}")
+        return Scene("context", obs, act.astype(np.int64), 0)
+
+
+def load_world(
+    name: str | os.PathLike[str] = "rooms", device: str = "cpu", head_steps: int | None = None
+) -> World:
+    """Loads a world by name or path. Raises WorldError that names the file and the reason."""
+    folder = find_world(name)
+    description = read_world_json(folder)
+    config = world_config_from_json(description["config"])
+    dtype = inference_dtype(device)
+    model = build_model(config, load_world_weights(folder, expected_tensors(config)))
+    model = model.for_inference(dtype).to(device)
+    info = WorldInfo(
+        name=config.name,
+        width=config.tokenizer.width,
+        height=config.tokenizer.height,
+        fps=FPS,
+        parameters=sum(p.numel() for p in model.parameters()),
+        scenes=scene_names(folder),
+        licence=description["licence"],
+        provenance=description["provenance"],
+        scores=description["scores"],
+        weights_sha256=description["weights_sha256"],
+        backend=f"{device}-{str(dtype).removeprefix('torch.')}-{torch.get_num_threads()}",
+    )
+    return World(DreamEngine(model, dtype, head_steps), info, folder)
+
+
+def batch_dream(name: str | os.PathLike[str], head_steps: int | None = None, seed: int = 0) -> BatchDream:
+    """Many dreams of a world at once, for evaluation. Errors as `load_world`."""
+    world = load_world(name, head_steps=head_steps)
+    return BatchDream(world._engine, world.info.name, seed)
+
+
+def save_world(
+    folder: Path, model: WorldModel, licence: str, provenance: dict[str, Any], scores: dict[str, Any]
+) -> None:
+    """Writes weights and description of a world; matrices and kernels are stored as bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    wanted = expected_tensors(config)
+    tensors = {k: v.to(wanted[k][1]).contiguous().cpu() for k, v in model.state_dict().items()}
+    digest = save_weights(folder / WEIGHTS_NAME, tensors)
+    description = {
+        "schema": 1,
+        "name": config.name,
+        "config": config.to_json(),
+        "actions": [a.name for a in config.actions],
+        "licence": licence,
+        "provenance": provenance,
+        "scores": scores,
+        "weights_sha256": digest,
+    }
+    write_json(folder / "world.json", description)
+
+
+def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
+    """A model of `config` that holds `tensors`, without initialising weights first."""
+    with torch.device("meta"):
+        model = WorldModel(config)
+    fresh = {k: v.float() for k, v in tensors.items()}
+    model.load_state_dict(fresh, assign=True)
+    return model
+
+
+def expected_tensors(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Every tensor that a weights file of this config must hold: name -> (shape, dtype)."""
+    with torch.device("meta"):
+        model = WorldModel(config)
+    return {
+        name: (tuple(t.shape), torch.bfloat16 if t.ndim >= 2 else torch.float32)
+        for name, t in model.state_dict().items()
+    }
+
+
+def inference_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the processor computes it natively, float32 elsewhere."""
+    if device != "cpu":
+        return torch.bfloat16
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if native() else torch.float32
+
+
+def _is_finite(dream: DreamState) -> bool:
+    """One sum over what is fed back: exp and softplus can overflow into the state."""
+    total = dream.z.sum() + dream.place.pose.sum() + dream.place.motion.sum()
+    for layer in dream.trunk.layers:
+        total = total + layer.mamba.ssm.sum()
+    return bool(torch.isfinite(total))
+
+
+def _thumbnail(image: Image) -> Image:
+    return np.ascontiguousarray(image[::THUMBNAIL_STEP, ::THUMBNAIL_STEP])
+
+
+def _kept_thumbnails(before: WorldState, dream: DreamState) -> dict[int, Image]:
+    """Thumbnails by birth tick. A tick may take in the frame that was on the screen before it."""
+    if dream.bank.born is before.dream.bank.born:
+        return before.thumbnails
+    born = dream.bank.born[0][dream.bank.filled[0]].tolist()
+    have = before.thumbnails | {before.dream.tick: _thumbnail(before.image)}
+    return {int(t): have[int(t)] for t in born}
