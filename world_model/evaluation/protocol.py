@@ -1,0 +1,121 @@
+"""What is evaluated: anything that dreams a batch of rollouts behind `reset` and `step`.
+
+B rollouts, T context frames, H x W pictures. Worlds, baselines and deliberately broken dreamers all
+answer this, so that every figure comes from the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_model.types import WorldError
+
+Images = NDArray[np.uint8]
+"""(B, H, W, 3) RGB."""
+
+Ints = NDArray[np.int64]
+
+
+class Dreamer(Protocol):
+    """A batch of dreams at once.
+
+    Two more methods are used where a dreamer has them: `context_predictions(obs, act, phase)`, uint8
+    (B, T - 1, H, W, 3), the teacher-forced predictions of obs[:, 1:]; and `reconstruct(obs)`, uint8
+    (B, T, H, W, 3), what the decoder makes of real frames (the decode ceiling).
+    """
+
+    name: str
+
+    def reset(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> Images:
+        """Starts from obs uint8 (B, T, H, W, 3) and act (B, T - 1); phase (B,) is the clock position of
+        the first transition. Returns the last context frame as the dream sees it."""
+        ...
+
+    def step(self, act: Ints) -> Images:
+        """The frames after act (B,)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A real stretch of play: `context` frames that are shown, then the frames to be imagined.
+
+    frames: uint8 (context + ticks, H, W, 3), memory-mapped where it comes from an episode. actions:
+    (context + ticks - 1,). pose: (context + ticks, 3) or None. phase: clock position of actions[0].
+    episode: the unit over which intervals are resampled.
+    """
+
+    frames: NDArray[np.uint8]
+    actions: NDArray[Any]
+    pose: NDArray[np.float32] | None
+    phase: int
+    context: int
+    episode: str
+    start: int
+
+    @property
+    def ticks(self) -> int:
+        return len(self.frames) - self.context
+
+    @property
+    def future(self) -> NDArray[Any]:
+        """The actions from the last context frame on, (ticks,)."""
+        return self.actions[self.context - 1 :]
+
+    def real(self, tick: int) -> NDArray[np.uint8]:
+        """The real frame `tick` ticks after the last context frame (H, W, 3)."""
+        return np.asarray(self.frames[self.context - 1 + tick])
+
+
+def batched(clips: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
+    """At most `size` neighbouring clips of equal length at a time, to bound memory."""
+    for _, group in groupby(clips, key=lambda c: (c.context, c.ticks)):
+        same = list(group)
+        for i in range(0, len(same), size):
+            yield same[i : i + size]
+
+
+def context_of(clips: Sequence[Clip]) -> tuple[NDArray[np.uint8], Ints, Ints]:
+    """obs uint8 (B, T, H, W, 3), act (B, T - 1) and phase (B,) of a batch, as `reset` takes them."""
+    n = clips[0].context
+    obs = np.stack([c.frames[:n] for c in clips])
+    act = np.stack([np.asarray(c.actions[: n - 1], np.int64) for c in clips])
+    return obs, act, np.array([c.phase for c in clips], np.int64)
+
+
+def reals(clips: Sequence[Clip], tick: int) -> Images:
+    """Real frames (B, H, W, 3) of one tick; tick 0 is the last context frame."""
+    return np.stack([c.real(tick) for c in clips])
+
+
+def dream(dreamer: Dreamer, clips: Sequence[Clip], actions: Ints | None = None) -> Iterator[Images]:
+    """Yields the dream's frames (B, H, W, 3) at ticks 0 (last context frame), 1, 2, ...
+
+    Feeds the recorded actions, or `actions` (B, ticks). Raises WorldError for a dreamer that returns
+    anything but uint8 pictures of the right shape: a broken frame never gets a score.
+    """
+    obs, act, phase = context_of(clips)
+    shape = (len(clips), *obs.shape[2:])
+    if actions is None:
+        actions = np.stack([np.asarray(c.future, np.int64) for c in clips])
+    yield check_frames(dreamer, dreamer.reset(obs, act, phase), shape)
+    for column in actions.T:
+        yield check_frames(dreamer, dreamer.step(column), shape)
+
+
+def check_frames(dreamer: Dreamer, frames: Any, shape: tuple[int, ...]) -> Images:
+    """Returns `frames` if they are uint8 of `shape`; raises WorldError that says what came instead."""
+    frames = np.asarray(frames)
+    if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
+        raise WorldError(f"{dreamer.name} dreamed a picture with NaN or infinity in it")
+    if frames.dtype != np.uint8 or frames.shape != shape:
+        raise WorldError(
+            f"{dreamer.name} dreamed {frames.dtype} {frames.shape}; expected uint8 pictures of shape {shape}"
+        )
+    return frames
