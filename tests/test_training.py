@@ -1,0 +1,157 @@
+"""Training stages on a tiny world: they learn, resume exactly and publish what `load_world` opens."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import TINY, tiny_data
+from world_model import load_world
+from world_model.checkpoint import load_training, write_json
+from world_model.training import preview as previewing
+from world_model.training import publish as publishing
+from world_model.training import tokenizer_stage
+from world_model.training.loop import StageConfig, Trainer, schedule
+from world_model.training.optim import orthogonalise
+from world_model.training.run import ORDER, TrainConfig, load_run, train
+from world_model.types import DataError
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A run on pictures of 64 x 32, previews cut short."""
+    monkeypatch.setattr(tokenizer_stage, "CROP", (16, 32))
+    monkeypatch.setattr(tokenizer_stage, "WHOLE", (32, 64))
+    monkeypatch.setattr(previewing, "CONTEXT", 4)
+    monkeypatch.setattr(previewing, "TICKS", (1, 8))
+    monkeypatch.setattr(publishing, "SCENE_TICKS", 6)
+    from dataclasses import replace
+
+    from world_model.training import dynamics_stage
+
+    small = {k: replace(v, ticks=8, batch_size=2, context=2) for k, v in dynamics_stage.STAGES.items()}
+    monkeypatch.setattr(dynamics_stage, "STAGES", small)
+    monkeypatch.setattr("world_model.training.run.STAGES", small)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_json(folder / "world.json", TINY.to_json())
+    return TrainConfig("tiny", tiny_data(tmp_path / "data"), folder, steps=2)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -> None:
+    train(run, quiet)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER)
+    records = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
+    assert {r["stage"] for r in records} == set(ORDER)
+    assert len(list(run.run.glob("*-preview-*.png"))) >= len(ORDER)
+    publishing.publish(run.run, run.data, tmp_path / "world", scenes=4)
+    world = load_world(tmp_path / "world")
+    assert len(world.info.scenes) == 4
+    world.reset(seed=1)
+    assert world.step(1).image.shape == (32, 64, 3)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "trunk", "rollout"])
+def test_resume_equals_not_having_stopped(run: TrainConfig, stage: str) -> None:
+    from dataclasses import replace
+
+    train(replace(run, stages=("tokenizer",)), quiet)
+    whole = replace(run, stages=(stage,), run=run.run.with_name("whole"), steps=6)
+    parts = replace(whole, run=run.run.with_name("parts"))
+    for config in (whole, parts):
+        config.run.mkdir()
+        for name in ("world.json", *(() if stage == "tokenizer" else ("tokenizer.safetensors",))):
+            (config.run / name).write_bytes((run.run / name).read_bytes())
+    train(whole, quiet)
+    _train_until(parts, stop_at=3)
+    train(parts, quiet)
+    a, state_a = load_training(whole.run / f"{stage}.safetensors")
+    b, state_b = load_training(parts.run / f"{stage}.safetensors")
+    assert state_a["step"] == state_b["step"] == 6
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def _train_until(config: TrainConfig, stop_at: int) -> None:
+    """Stops like a kill between two steps: by an exception after a save."""
+
+    class Killed(Exception):
+        pass
+
+    original = Trainer._step
+
+    def step(self, batch):  # type: ignore[no-untyped-def]
+        if self.progress.step == stop_at:
+            self.save()
+            raise Killed
+        return original(self, batch)
+
+    Trainer._step = step  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Killed):
+            train(config, quiet)
+    finally:
+        Trainer._step = original  # type: ignore[method-assign]
+
+
+def test_a_stage_learns(run: TrainConfig) -> None:
+    from dataclasses import replace
+
+    from world_model.data.dataset import load_split
+    from world_model.training.tokenizer_stage import TokenizerStage
+
+    episodes = load_split(run.data, "train")
+    stage = TokenizerStage(TINY.tokenizer, episodes, episodes, "cpu", batch_size=8)
+    before = stage.preview(run.run / "before.png")["psnr"]
+    config = StageConfig(steps=150, lr=3e-3, muon_lr=0.02, preview_seconds=1e9)
+    Trainer(stage, config, replace(run, run=run.run / "learn").run).run(quiet)
+    assert stage.preview(run.run / "after.png")["psnr"] > before + 3
+
+
+def test_dynamics_without_a_tokenizer_say_what_to_do(run: TrainConfig) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(DataError, match="train --stage tokenizer first"):
+        train(replace(run, stages=("trunk",)), quiet)
+    with pytest.raises(ValueError, match="unknown stage"):
+        train(replace(run, stages=("polish",)), quiet)
+
+
+def test_load_run_lays_later_stages_over_earlier_ones(run: TrainConfig) -> None:
+    train(run, quiet)
+    world = load_run(run.run)
+    rollout, _ = load_training(run.run / "rollout.safetensors")
+    decoder, _ = load_training(run.run / "decoder.safetensors")
+    for name, value in world.dynamics.state_dict().items():
+        torch.testing.assert_close(value, rollout[f"average/{name}"])
+    for name, value in world.tokenizer.decoder.state_dict().items():
+        torch.testing.assert_close(value, decoder[f"average/{name}"])
+
+
+def test_schedule_warms_up_holds_and_anneals() -> None:
+    values = [schedule(d, 0.1, 0.4) for d in np.linspace(0, 1, 101)]
+    assert values[0] < 0.1 and values[30] == 1.0 and values[100] == 0.0
+    assert all(a >= b for a, b in itertools.pairwise(values[60:]))
+
+
+def test_orthogonalise_flattens_singular_values() -> None:
+    matrix = torch.randn(24, 48) @ torch.diag(torch.logspace(0, 2, 48))
+    values = torch.linalg.svdvals(orthogonalise(matrix).float())
+    assert float(values.min()) > 0.4 and float(values.max()) < 1.4
+
+
+def test_budget_must_be_one_of_two() -> None:
+    class Nothing:
+        name, model, device = "nothing", torch.nn.Linear(2, 2), torch.device("cpu")
+
+    with pytest.raises(ValueError, match="--minutes or by --steps"):
+        Trainer(Nothing(), StageConfig(), Path("unused"))  # type: ignore[arg-type]

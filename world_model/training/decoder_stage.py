@@ -1,0 +1,122 @@
+"""Stage `decoder`: the last step, tuning the decoder on what the dynamics really hand it.
+
+The encoder and the dynamics stay as they are. The decoder sees latents that the head painted beside clean
+ones, and is held to the texture of real frames: the energy of the Laplacian, block by block. Without
+that term the mean of all possible grains is no grain, and walls turn to plastic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.data.dataset import Clips, LatentDataset
+from world_model.dream import WorldModel
+from world_model.dynamics import Retrieved
+from world_model.tokenizer import laplacian, reconstruction_loss, to_float
+from world_model.training.dynamics_stage import own_steps, paint
+from world_model.training.preview import RolloutPreview
+from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
+
+TEXTURE_WEIGHT = 0.03
+TEXTURE_BLOCK = 8
+TEXTURE_FLOOR = 2e-3
+"""Laplacian energy, of pictures in [-1, 1], below which a block counts as smooth."""
+
+
+@dataclass(frozen=True)
+class DecoderBatch:
+    """Clips, the ticks (B, N) that are decoded, and the real frames uint8 (B * N, H, W, 3) at them."""
+
+    clips: Clips
+    ticks: Tensor
+    frames: NDArray[np.uint8]
+
+
+class DecoderStage:
+    """Half of each batch are clean latents under noise, half are the head's own samples."""
+
+    name = "decoder"
+
+    def __init__(
+        self,
+        world: WorldModel,
+        data: LatentDataset,
+        preview: RolloutPreview,
+        still: TokenizerPreview,
+        device: str,
+        batch_size: int = 4,
+        clip_ticks: int = 12,
+        per_clip: int = 2,
+    ) -> None:
+        self.device = torch.device(device)
+        self._world, self._data, self._preview, self._still = world, data, preview, still
+        self._batch_size, self._clip_ticks, self._per_clip = batch_size, clip_ticks, per_clip
+        world.requires_grad_(False)
+        self.model: nn.Module = world.tokenizer.decoder.requires_grad_(True)
+
+    def batch(self, rng: np.random.Generator, done: float) -> DecoderBatch:
+        picks = rng.choice(len(self._data.episodes), self._batch_size)
+        last = [len(self._data.episodes[i]) - self._clip_ticks for i in picks]
+        places = [(int(i), int(rng.integers(0, n + 1))) for i, n in zip(picks, last, strict=True)]
+        keyframes = self._world.config.dynamics.retrieved
+        clips = self._data.clips(places, self._clip_ticks, keyframes, rng)
+        ticks = rng.integers(4, self._clip_ticks, (self._batch_size, self._per_clip))
+        frames = [
+            self._data.episodes[i].frames[start + 1 + t]
+            for (i, start), row in zip(places, ticks, strict=True)
+            for t in row
+        ]
+        return DecoderBatch(clips, torch.from_numpy(ticks), np.stack(frames))
+
+    def loss(self, batch: DecoderBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        clips = batch.clips.to(self.device)
+        rows = torch.arange(len(batch.ticks), device=self.device)[:, None]
+        ticks = batch.ticks.to(self.device)
+        clean = clips.z[:, 1:][rows, ticks].flatten(0, 1)
+        x = to_float(batch.frames, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            painted = self._paint(clips)[rows, ticks].flatten(0, 1)
+            level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
+            noised = clean + level * torch.randn_like(clean)
+            out = self.model(torch.cat((noised, painted)).contiguous(memory_format=torch.channels_last))
+        target = torch.cat((x, x))
+        texture = texture_loss(out, target)
+        loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
+        energy = laplacian(out).square().mean() / laplacian(target).square().mean()
+        return loss, {"texture": texture.item(), "energy": energy.item()}
+
+    def preview(self, path: Path) -> dict[str, float]:
+        still = self._still(self._world.tokenizer, path.with_name(path.stem + "-still.png"))
+        return still | self._preview(self._world, path)
+
+    @torch.no_grad()
+    def _paint(self, clips: Clips) -> Tensor:
+        """The head's latents (B, T, C, h, w) after one pass of feeding itself."""
+        dynamics = self._world.dynamics
+        pose = clips.past_pose
+        pose = torch.zeros(*clips.past_age.shape, 3, device=self.device) if pose is None else pose
+        retrieved = Retrieved(clips.past, clips.past_age, pose)
+        z, step = clips.z[:, :-1], own_steps(dynamics, clips)
+        sampled = z
+        for _ in range(2):
+            out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
+            sampled = paint(dynamics.head, z, out, self._world.config.head_steps)
+            z = torch.cat((z[:, :4], sampled[:, 3:-1]), 1)
+        return sampled
+
+
+def texture_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Difference of the log Laplacian energy of 8 x 8 blocks: too smooth costs as much as too rough."""
+
+    def energy(x: Tensor) -> Tensor:
+        blocks = F.avg_pool2d(laplacian(x).square().mean(1, keepdim=True), TEXTURE_BLOCK)
+        return (blocks + TEXTURE_FLOOR).log()
+
+    return (energy(out_BCHW) - energy(target_BCHW)).abs().mean()

@@ -1,0 +1,203 @@
+"""Stages `trunk`, `head` and `rollout`: learning to imagine the next latent from one's own imagination.
+
+All three train on clips that start as a dream starts, with an empty state; the place is the dream's own
+reckoning from a start that is a little off.
+
+- `trunk`: parallel scheduled sampling. The trunk reads the clip without gradient, the context after a
+  random cut is replaced by its own predictions shifted by a tick, up to three times over (each pass adds
+  a tick of compounding), then one pass with gradient against the clean targets.
+- `head`: the same with the trunk frozen; what is fed back are the head's samples.
+- `rollout`: clips are dreamed tick by tick as in play, with carried state, and both parts learn to
+  get from each dreamed moment to the true next one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from world_model.data.dataset import Clips, LatentDataset
+from world_model.dream import WorldModel
+from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput, TrunkState
+from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.training.preview import RolloutPreview
+
+START_ERROR = (math.log(0.0005), math.log(0.02))
+"""Range of the error of a clip's first pose, in half extents (log)."""
+
+
+@dataclass(frozen=True)
+class DynamicsStageConfig:
+    """How the dynamics are trained. `feed` is what takes the place of real context after the cut."""
+
+    name: str
+    ticks: int
+    batch_size: int
+    context: int = 8
+    """Ticks that always stay real at the start of a clip."""
+    max_passes: int = 3
+    train_trunk: bool = True
+    train_head: bool = False
+    sequential: bool = False
+    compile: bool = False
+
+
+STAGES = {
+    "trunk": DynamicsStageConfig("trunk", ticks=32, batch_size=12),
+    "head": DynamicsStageConfig("head", ticks=32, batch_size=12, train_trunk=False, train_head=True),
+    "rollout": DynamicsStageConfig(
+        "rollout", ticks=96, batch_size=6, context=16, train_head=True, sequential=True
+    ),
+}
+
+
+class DynamicsStage:
+    """One of `STAGES`. `model` is the dynamics; `latent_std` scales the loss."""
+
+    def __init__(
+        self,
+        config: DynamicsStageConfig,
+        world: WorldModel,
+        data: LatentDataset,
+        preview: RolloutPreview,
+        device: str,
+    ) -> None:
+        self.name, self.config = config.name, config
+        self.device = torch.device(device)
+        self._world, self._data, self._preview = world, data, preview
+        self.model: nn.Module = world.dynamics
+        self.dynamics: Dynamics = world.dynamics
+        self.dynamics.requires_grad_(False)
+        self.dynamics.trunk.requires_grad_(config.train_trunk)
+        self.dynamics.head.requires_grad_(config.train_head)
+        sample = np.concatenate([z[::50].astype(np.float32).ravel() for z in data.latents[:20]])
+        self._variance = float(sample.var())
+        self._steps = world.config.head_steps
+        self._trunk = torch.compile(self.dynamics.trunk) if config.compile else self.dynamics.trunk
+        self._head = torch.compile(self.dynamics.head) if config.compile else self.dynamics.head
+
+    def batch(self, rng: np.random.Generator, done: float) -> Clips:
+        keyframes = self.dynamics.config.retrieved
+        return self._data.sample(rng, self.config.batch_size, self.config.ticks, keyframes)
+
+    def loss(self, batch: Clips, done: float) -> tuple[Tensor, dict[str, float]]:
+        clips = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            retrieved = self._retrieved(clips)
+            z = clips.z[:, :-1]
+            with torch.no_grad():
+                step = own_steps(self.dynamics, clips)
+                own_context = self._dream if self.config.sequential else self._own_context
+                z = own_context(clips, z, step, retrieved)
+            out: TrunkOutput
+            with torch.set_grad_enabled(self.config.train_trunk):
+                out = self._trunk(z, clips.act, clips.phase, step, retrieved)
+            return self._losses(clips, z, out)
+
+    def preview(self, path: Path) -> dict[str, float]:
+        return self._preview(self._world, path)
+
+    def _losses(self, clips: Clips, z: Tensor, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
+        target = clips.z[:, 1:]
+        error = (out.mean - target).square().mean() / self._variance
+        total = error if self.config.train_trunk else torch.zeros((), device=self.device)
+        metrics = {"mean": error.item()}
+        if self.config.train_head:
+            painted = self._head_loss(z, target, out)
+            total, metrics = total + painted, metrics | {"head": painted.item()}
+        return total, metrics
+
+    def _head_loss(self, z: Tensor, target: Tensor, out: TrunkOutput) -> Tensor:
+        """x-prediction at random points of the flow, weighted up toward its clean end."""
+        present, clean = z.flatten(0, 1), target.flatten(0, 1)
+        mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
+        # A third of the levels at pure noise: with few steps that is where much of the painting happens.
+        tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
+        t = tau[:, None, None, None]
+        noised = t * clean + (1 - t) * torch.randn_like(clean) * NOISE_STD
+        painted = self._head(noised, tau, mean, present, features)
+        weight = 0.5 + tau
+        return ((painted - clean).square().mean((1, 2, 3)) * weight).mean() / self._variance
+
+    def _own_context(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
+        """Parallel scheduled sampling: 0 to `max_passes` passes over the clip."""
+        true = z
+        ticks = torch.arange(z.shape[1], device=self.device)
+        cut = torch.randint(self.config.context, z.shape[1], (z.shape[0], 1), device=self.device)
+        own = (ticks >= cut)[..., None, None, None]
+        for _ in range(int(torch.randint(0, self.config.max_passes + 1, ()))):
+            out = self._trunk(z, clips.act, clips.phase, step, retrieved)
+            fed = paint(self.dynamics.head, z, out, self._steps) if self.config.train_head else out.mean
+            z = torch.where(own, torch.cat((true[:, :1], fed[:, :-1]), 1), true)
+        return z
+
+    def _dream(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
+        """Tick by tick with carried state: real frames up to a cut, then the dream's own."""
+        trunk, head = self.dynamics.trunk, self.dynamics.head
+        state = trunk.init_state(z.shape[0], self.device)
+        present, latents = z[:, 0], []
+        last_cut = max(self.config.context + 1, self.config.ticks // 2)
+        cut = int(torch.randint(self.config.context, last_cut, ()))
+        for t in range(z.shape[1]):
+            latents.append(present)
+            if t + 1 < cut:  # the state still has to see the real frame
+                _, state = self._trunk_step(clips, t, present, step, retrieved, state)
+                present = z[:, t + 1]
+            elif t + 1 < z.shape[1]:
+                out, state = self._trunk_step(clips, t, present, step, retrieved, state)
+                noise = torch.randn_like(present)
+                present = head.sample(noise, out.mean, present, out.features, self._steps)
+        return torch.stack(latents, 1)
+
+    def _trunk_step(
+        self, clips: Clips, t: int, z: Tensor, step: Step, retrieved: Retrieved, state: TrunkState
+    ) -> tuple[TrunkOutput, TrunkState]:
+        now = Step(*(s[:, t] for s in step))
+        return self.dynamics.trunk.step(z, clips.act[:, t], clips.phase[:, t], now, retrieved, state)
+
+    def _retrieved(self, clips: Clips) -> Retrieved:
+        """Keyframes of the clip's own episode; for a tenth of the clips useless ones, of another episode."""
+        batch, count = clips.past_age.shape
+        pose = (
+            clips.past_pose
+            if clips.past_pose is not None
+            else torch.zeros(batch, count, 3, device=self.device)
+        )
+        source = torch.arange(batch, device=self.device)
+        useless = torch.rand(batch, device=self.device) < 0.1
+        source = torch.where(useless, source.roll(1), source)
+        noise = torch.randn_like(clips.past) * 0.1 * torch.rand(batch, 1, 1, 1, 1, device=self.device)
+        return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
+
+
+def paint(head: Head, z_BTChw: Tensor, out: TrunkOutput, steps: int) -> Tensor:
+    """The head's samples (B, T, C, h, w) for every tick of a clip."""
+    mean, present, features = (t.flatten(0, 1) for t in (out.mean, z_BTChw, out.features))
+    sampled = head.sample(torch.randn_like(mean), mean, present, features, steps)
+    return sampled.view_as(out.mean)
+
+
+@torch.no_grad()
+def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
+    """Where the ticks of a clip lead by the dream's own reckoning, from a start that is a little off.
+
+    The error at the start covers what sight leaves after a context, over a decade and a half.
+    """
+    batch, ticks = clips.act.shape
+    place = PlaceModel.nowhere(batch, clips.z.device)
+    if clips.pose is not None:
+        scale = torch.exp(torch.empty(batch, 1, device=clips.z.device).uniform_(*START_ERROR))
+        error = scale * torch.randn(batch, 3, device=clips.z.device) * torch.tensor([1.0, 1.0, 2.0])
+        motion = motion_between(clips.before, clips.pose[:, 0])
+        place = place._replace(pose=compose(clips.pose[:, 0], error), motion=motion, history=clips.history)
+    places = []
+    for t in range(ticks):
+        place = dynamics.move(place, clips.act[:, t], clips.phase[:, t])
+        places.append(place)
+    flat = Place(*(torch.stack(p, 1).flatten(0, 1) for p in zip(*places, strict=True)))
+    return Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat)))

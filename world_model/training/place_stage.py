@@ -1,0 +1,166 @@
+"""Stage `place`: where a picture was taken, how an action moves the player, what is seen from where.
+
+Single frames and sequences of poses are all it needs, so it runs through hundreds of thousands of
+examples in the time in which the trunk sees thousands of clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.data.dataset import LatentDataset, action_history
+from world_model.dream import DreamEngine, WorldModel
+from world_model.evaluation.metrics import psnr
+from world_model.place import Place, PlaceModel, motion_between, wrap
+from world_model.training.pictures import save_rows
+
+FRAMES = 192
+SEQUENCES = 192
+TICKS = 16
+MOTION_ERROR = (0.002, 0.002, 0.01)
+"""Unit of the motion loss: about one map unit, half a degree."""
+
+
+@dataclass(frozen=True)
+class PlaceBatch:
+    """z (F, C, h, w) with pose (F, 3) of single frames; tracks (S, T + 2, 3) of poses, one before the
+    start, with act, phase (S, T) and history (S, HISTORY)."""
+
+    z: Tensor
+    pose: Tensor
+    tracks: Tensor
+    act: Tensor
+    phase: Tensor
+    history: Tensor
+
+
+class PlaceStage:
+    """Trains the three parts of `PlaceModel` side by side."""
+
+    name = "place"
+
+    def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
+        assert world.dynamics.place is not None, "this world's source tells no poses"
+        self.device = torch.device(device)
+        self._world, self._data, self._held_out = world, data, held_out
+        self.place: PlaceModel = world.dynamics.place.requires_grad_(True)
+        self.model: nn.Module = self.place
+        self._poses = [p for p in map(data.pose, range(len(data.episodes))) if p is not None]
+        self._variance = float(
+            np.concatenate([z[::100].ravel() for z in data.latents[:20]]).astype(np.float32).var()
+        )
+
+    def batch(self, rng: np.random.Generator, done: float) -> PlaceBatch:
+        return _draw(self._data, self._poses, rng, FRAMES, SEQUENCES)
+
+    def loss(self, batch: PlaceBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        z, pose = batch.z.to(self.device), batch.pose.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            seen = self.place.map(pose)[:, : z.shape[1]]
+            painted = (seen - z).square().mean() / self._variance
+            # Noise stands in for the imperfect latents of a dream, which `look` may be shown too.
+            sight = self.place.localizer(z + 0.1 * torch.randn_like(z))
+            sighted, metrics = _sight_loss(sight.pose, sight.direction, sight.log_variance, pose)
+            moved = self._motion_loss(batch)
+        metrics |= {"seen": painted.item(), "sight": sighted.item(), "motion": moved.item()}
+        return painted + 0.1 * sighted + 0.2 * moved, metrics
+
+    def _motion_loss(self, batch: PlaceBatch) -> Tensor:
+        """Dead reckoning over a stretch: the loss counts where each tick ends, so errors must not add up."""
+        tracks, act, phase = (t.to(self.device) for t in (batch.tracks, batch.act, batch.phase))
+        unit = torch.tensor(MOTION_ERROR, device=self.device)
+        start = tracks[:, 1]
+        place = Place(start, motion_between(tracks[:, 0], start), start * 0, batch.history.to(self.device))
+        total = torch.zeros((), device=self.device)
+        for t in range(act.shape[1]):
+            place = self.place.move(place, act[:, t], phase[:, t])
+            truth = tracks[:, t + 2]
+            miss = place.pose - truth
+            own = place.motion - motion_between(tracks[:, t + 1], truth)
+            total = total + F.smooth_l1_loss(own / unit, torch.zeros_like(own))
+            miss = torch.cat((miss[:, :2], wrap(miss[:, 2:])), 1)
+            total = total + 0.3 * F.smooth_l1_loss(miss / unit, torch.zeros_like(miss))
+        return total / act.shape[1]
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> dict[str, float]:
+        """Real frames above what the map alone shows from their poses; errors in map units and degrees."""
+        rng = np.random.default_rng(0)
+        poses = [p for p in map(self._held_out.pose, range(len(self._held_out.episodes))) if p is not None]
+        walk = min(128, *(len(e) - 2 for e in self._held_out.episodes))
+        batch = _draw(self._held_out, poses, rng, 64, 64, ticks=walk)
+        engine = DreamEngine(self._world, torch.bfloat16)
+        real, shown = engine.decode(batch.z), engine.decode(self.place.map(batch.pose)[:, : batch.z.shape[1]])
+        save_rows(path, [list(part[i : i + 8]) for i in (0, 8, 16) for part in (real, shown)], shrink=2)
+        sight = self.place.localizer(batch.z)
+        units = self._world.config.pose_scale
+        away = (sight.pose[:, :2] - batch.pose[:, :2]).norm(dim=1) * units
+        turned = wrap(sight.pose[:, 2] - batch.pose[:, 2]).abs().rad2deg()
+        place = Place(
+            batch.tracks[:, 1],
+            motion_between(batch.tracks[:, 0], batch.tracks[:, 1]),
+            batch.pose * 0,
+            batch.history,
+        )
+        scores = {
+            "map_psnr": float(np.mean([psnr(a, b) for a, b in zip(real, shown, strict=True)])),
+            "sight_units": float(away.median()),
+            "sight_degrees": float(turned.median()),
+        }
+        for t in range(walk):
+            place = self.place.move(place, batch.act[:, t], batch.phase[:, t])
+            if t + 1 in (8, 32, 128):
+                miss = (place.pose[:, :2] - batch.tracks[:, t + 2, :2]).norm(dim=1) * units
+                scores[f"walk{t + 1}_units"] = float(miss.mean())
+                turn = wrap(place.pose[:, 2] - batch.tracks[:, t + 2, 2]).abs().rad2deg()
+                scores[f"walk{t + 1}_degrees"] = float(turn.mean())
+        return scores
+
+
+def _sight_loss(
+    pose: Tensor, direction: Tensor, log_variance: Tensor, truth: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Gaussian likelihood with predicted variance, and the direction as a unit vector."""
+    miss = pose - truth
+    miss = torch.cat((miss[:, :2], wrap(miss[:, 2:])), 1)
+    likelihood = 0.5 * (miss.square() * (-log_variance).exp() + log_variance).mean()
+    aim = torch.stack((truth[:, 2].cos(), truth[:, 2].sin()), 1)
+    straight = F.smooth_l1_loss(pose[:, :2] / 0.05, truth[:, :2] / 0.05)
+    straight = straight + F.smooth_l1_loss(direction / 0.1, aim / 0.1)
+    return likelihood + straight, {"miss": miss[:, :2].norm(dim=1).mean().item()}
+
+
+def _draw(
+    data: LatentDataset,
+    poses: list[np.ndarray],
+    rng: np.random.Generator,
+    frames: int,
+    sequences: int,
+    ticks: int = TICKS,
+) -> PlaceBatch:
+    lengths = np.array([len(e) for e in data.episodes])
+    which = rng.choice(len(lengths), frames, p=lengths / lengths.sum())
+    ticks_at = [int(rng.integers(0, lengths[i] + 1)) for i in which]
+    z = np.stack([data.latents[i][t] for i, t in zip(which, ticks_at, strict=True)])
+    pose = np.stack([poses[i][t] for i, t in zip(which, ticks_at, strict=True)])
+    tracks_of = rng.choice(len(lengths), sequences, p=lengths / lengths.sum())
+    starts = [int(rng.integers(1, lengths[i] - ticks + 1)) for i in tracks_of]
+    pairs = list(zip(tracks_of, starts, strict=True))
+    return PlaceBatch(
+        torch.from_numpy(z).float(),
+        torch.from_numpy(pose),
+        torch.from_numpy(np.stack([poses[i][s - 1 : s + ticks + 1] for i, s in pairs])),
+        torch.from_numpy(
+            np.stack([data.episodes[i].actions[s : s + ticks] for i, s in pairs]).astype(np.int64)
+        ),
+        torch.from_numpy(
+            np.stack([data.episodes[i].phases[s : s + ticks] for i, s in pairs]).astype(np.int64)
+        ),
+        torch.from_numpy(np.stack([action_history(data.episodes[i].actions, s) for i, s in pairs])),
+    )

@@ -1,0 +1,61 @@
+"""Turns a finished run into a world folder: weights, description, scenes, thumbnail, card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_model.data.episodes import Episode, list_episodes, read_episode
+from world_model.evaluation.metrics import laplacian_energy
+from world_model.scenes import Scene, save_scene
+from world_model.training.pictures import write_png
+from world_model.training.run import ORDER, load_run
+from world_model.world import save_world
+
+SCENE_TICKS = 32
+
+
+def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
+    """Writes the world of a run to `folder`. Scenes come from held-out episodes."""
+    world = load_run(run)
+    episodes = [read_episode(f) for f in list_episodes(data, "val")]
+    header = episodes[0].header
+    provenance = {"source": header["source"], "stages": _costs(run)}
+    save_world(folder, world, header["licence"], provenance, scores={})
+    chosen = choose_scenes(episodes, scenes)
+    for old in (folder / "scenes").glob("*.safetensors"):
+        old.unlink()
+    for index, (episode, start) in enumerate(chosen):
+        frames = np.array(episode.frames[start : start + SCENE_TICKS])
+        actions = np.array(episode.actions[start : start + SCENE_TICKS - 1], np.int64)
+        save_scene(folder, Scene(f"scene{index + 1}", frames, actions, int(episode.phases[start])))
+    write_png(folder / "thumbnail.png", np.array(chosen[0][0].frames[chosen[0][1] + SCENE_TICKS - 1]))
+
+
+def choose_scenes(episodes: list[Episode], count: int) -> list[tuple[Episode, int]]:
+    """Starts with something to see, far from each other: of many candidates, greedily the one whose last
+    picture differs most from those already chosen, among the richest half by edges."""
+    rng = np.random.default_rng(0)
+    candidates = [(e, int(s)) for e in episodes for s in rng.integers(0, max(1, len(e) - SCENE_TICKS), 12)]
+    last = [np.array(e.frames[s + SCENE_TICKS - 1]) for e, s in candidates]
+    richness = np.array([laplacian_energy(image) for image in last])
+    keep = np.argsort(richness)[len(richness) // 2 : -len(richness) // 20 or None]
+    small = np.stack([last[i][4::8, 4::8].astype(np.float32).ravel() for i in keep])
+    chosen = [int(np.argmin(np.abs(richness[keep] - np.median(richness[keep]))))]
+    while len(chosen) < min(count, len(keep)):
+        distance = np.min([np.abs(small - small[c]).mean(1) for c in chosen], axis=0)
+        chosen.append(int(np.argmax(distance)))
+    return [candidates[keep[c]] for c in chosen]
+
+
+def _costs(run: Path) -> dict[str, Any]:
+    """Steps, seconds and last metrics of each stage, from metrics.jsonl."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            last[record["stage"]] = record
+    return {name: last[name] for name in ORDER if name in last}

@@ -1,0 +1,215 @@
+"""Training a world from a folder of episodes: stages in order, each continuing from the last.
+
+A run is a folder: `world.json` (the resolved config), a checkpoint a stage, `metrics.jsonl`, previews,
+cached latents. `publish` turns it into a world folder that `load_world` opens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from world_model.checkpoint import load_training, read_json, write_json
+from world_model.config import WorldConfig, world_config_from_json
+from world_model.data.dataset import LatentDataset, cached_latents
+from world_model.data.episodes import Episode, list_episodes, read_episode
+from world_model.data.sources import make_source
+from world_model.dream import WorldModel
+from world_model.training.decoder_stage import DecoderStage
+from world_model.training.dynamics_stage import STAGES, DynamicsStage
+from world_model.training.loop import Stage, StageConfig, Trainer
+from world_model.training.place_stage import PlaceStage
+from world_model.training.preview import RolloutPreview
+from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
+from world_model.types import DataError
+
+ORDER = ("tokenizer", "place", "trunk", "head", "rollout", "decoder")
+SHARES = {"tokenizer": 0.1, "place": 0.12, "trunk": 0.3, "head": 0.13, "rollout": 0.25, "decoder": 0.1}
+"""Of the minutes given to `all`."""
+RATES = {
+    "tokenizer": (1.5e-3, 0.015),
+    "place": (1e-3, 0.015),
+    "trunk": (1e-3, 0.012),
+    "head": (1e-3, 0.012),
+    "rollout": (4e-4, 0.004),
+    "decoder": (5e-4, 0.004),
+}
+"""Learning rates of AdamW and Muon."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train: `data` as `collect` wrote it, `run` the folder of the run."""
+
+    world: str
+    data: Path
+    run: Path
+    stages: tuple[str, ...] = ORDER
+    minutes: float | None = None
+    steps: int | None = None
+    device: str = "cpu"
+    seed: int = 0
+    episodes: int | None = None
+    """Use at most so many training episodes."""
+    compile: bool = False
+    preview_seconds: float = 900.0
+
+
+def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
+    """Runs the stages; those that are finished are skipped, one that was stopped goes on.
+
+    Raises DataError when there are no episodes, ValueError for an unknown stage or budget.
+    """
+    unknown = set(config.stages) - set(ORDER)
+    if unknown:
+        raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(ORDER)} and all")
+    _init_distributed()
+    torch.manual_seed(config.seed)  # the initial weights; every stage seeds its own noise again
+    material = _Material(config, say)
+    for name in config.stages:
+        if name == "place" and not material.world.config.dynamics.pose:
+            continue
+        torch.manual_seed(config.seed)
+        stage = material.stage(name)
+        minutes = config.minutes
+        if minutes is not None and len(config.stages) > 1:
+            minutes *= SHARES[name] / sum(SHARES[s] for s in config.stages)
+        adamw, muon = RATES[name]
+        budget = StageConfig(
+            minutes=minutes,
+            steps=config.steps,
+            lr=adamw,
+            muon_lr=muon,
+            seed=config.seed + _rank(),
+            preview_seconds=config.preview_seconds,
+        )
+        Trainer(stage, budget, config.run).run(say)
+
+
+def load_run(run: Path) -> WorldModel:
+    """The newest weights of a run: every stage's averaged weights laid over the earlier ones."""
+    world = WorldModel(world_config_from_json(read_json(run / "world.json")))
+    for name in ORDER:
+        _load_stage(world, run, name)
+    return world
+
+
+class _Material:
+    """Episodes, config, model, and what is derived from them when a stage first needs it."""
+
+    def __init__(self, config: TrainConfig, say: Callable[[str], None]) -> None:
+        self.config, self._say = config, say
+        self._folders = {s: list_episodes(config.data, s) for s in ("train", "val")}
+        self._folders["train"] = self._folders["train"][: config.episodes]
+        self.train = [read_episode(f) for f in self._folders["train"]]
+        self.val = [read_episode(f) for f in self._folders["val"]]
+        self.world = WorldModel(self._world_config())
+        self._datasets: dict[str, LatentDataset] = {}
+
+    def stage(self, name: str) -> Stage[Any]:
+        """The stage with the weights of all earlier ones."""
+        device = self.config.device
+        for earlier in ORDER[: ORDER.index(name)]:
+            _load_stage(self.world, self.config.run, earlier)
+        if name == "tokenizer":
+            stage = TokenizerStage(self.world.config.tokenizer, self.train, self.val, device)
+            self.world.tokenizer = stage.model
+            return stage
+        if not (self.config.run / "tokenizer.safetensors").exists():
+            raise DataError(f"{self.config.run} has no trained tokenizer; train --stage tokenizer first")
+        self.world.to(device)
+        if name == "place":
+            return PlaceStage(self.world, self._latents("train"), self._latents("val"), device)
+        preview = RolloutPreview(self.val)
+        if name == "decoder":
+            still = TokenizerPreview(self.val, torch.device(device))
+            return DecoderStage(self.world, self._latents(), preview, still, device)
+        settings = dataclasses.replace(STAGES[name], compile=self.config.compile)
+        self.world.requires_grad_(False)
+        return DynamicsStage(settings, self.world, self._latents(), preview, device)
+
+    def _latents(self, split: str = "train") -> LatentDataset:
+        if split not in self._datasets:
+            tokenizer = self.world.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            episodes = {"train": self.train, "val": self.val}[split]
+            self._say(f"encoding {len(episodes)} episodes of {split} (kept for later stages)")
+            latents = cached_latents(
+                episodes,
+                self._folders[split],
+                self.config.run / "latents",
+                _digest(tokenizer.encoder.state_dict()),
+                lambda frames: encode_frames(tokenizer, frames, torch.device(self.config.device)),
+            )
+            world = self.world.config
+            self._datasets[split] = LatentDataset(episodes, latents, world.pose_origin, world.pose_scale)
+        return self._datasets[split]
+
+    def _world_config(self) -> WorldConfig:
+        """The run's config, made from the data the first time and read afterwards."""
+        path = self.config.run / "world.json"
+        if path.exists():
+            return world_config_from_json(read_json(path))
+        config = describe_world(self.config.world, self.train)
+        self.config.run.mkdir(parents=True, exist_ok=True)
+        write_json(path, config.to_json())
+        return config
+
+
+def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
+    """The config that fits a data set: its actions, its clock, the extent of its map."""
+    header = episodes[0].header
+    source = make_source(header["source"])
+    actions = source.actions
+    source.close()
+    config = WorldConfig(name, actions, phases=header["phases"])
+    if episodes[0].pose is None:
+        return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, pose=False))
+    places = np.concatenate([e.pose[:, :2] for e in episodes if e.pose is not None])
+    low, high = places.min(0), places.max(0)
+    centre = (low + high) / 2
+    scale = float((high - low).max() / 2)
+    return dataclasses.replace(
+        config,
+        pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
+        pose_scale=round(scale, 1),
+    )
+
+
+def _load_stage(world: WorldModel, run: Path, name: str) -> None:
+    path = run / f"{name}.safetensors"
+    if not path.exists():
+        return
+    tensors, _ = load_training(path)
+    average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
+    parts: dict[str, nn.Module | None] = {
+        "tokenizer": world.tokenizer,
+        "decoder": world.tokenizer.decoder,
+        "place": world.dynamics.place,
+    }
+    part = parts.get(name, world.dynamics)
+    assert part is not None, f"{path} is of a world with poses"
+    part.load_state_dict(average)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = {k: [round(float(v.double().sum()), 6), list(v.shape)] for k, v in sorted(tensors.items())}
+    return json.dumps(total)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _init_distributed() -> None:
+    """Joins the group that torchrun set up, if it did."""
+    if "RANK" in os.environ and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

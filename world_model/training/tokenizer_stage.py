@@ -1,0 +1,97 @@
+"""Stage `tokenizer`: pictures to latents and back, decoded under noise on the latent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from world_model.config import TokenizerConfig
+from world_model.data.dataset import FrameSampler
+from world_model.data.episodes import Episode
+from world_model.evaluation.metrics import laplacian_energy, psnr, ssim
+from world_model.tokenizer import Tokenizer, laplacian, reconstruction_loss, to_float, to_uint8
+from world_model.training.pictures import save_rows
+
+CROP = (80, 128)
+WHOLE = (160, 256)
+LATENT_NOISE = 0.15
+
+
+class TokenizerStage:
+    """Half-size crops for most of the run (four times the variety per step), whole frames at the end."""
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        train: list[Episode],
+        val: list[Episode],
+        device: str,
+        batch_size: int = 32,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = Tokenizer(config).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._sampler, self._batch_size = FrameSampler(train), batch_size
+        self._preview = TokenizerPreview(val, self.device)
+
+    def batch(self, rng: np.random.Generator, done: float) -> NDArray[np.uint8]:
+        if done < 0.8:
+            return self._sampler(rng, self._batch_size, CROP)
+        return self._sampler(rng, self._batch_size // 4, WHOLE)
+
+    def loss(self, batch: NDArray[np.uint8], done: float) -> tuple[Tensor, dict[str, float]]:
+        x = to_float(batch, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            z = self.model.encode(x)
+            # A level per picture, from none to the full amount: clean latents must stay sharp too.
+            level = torch.rand(len(z), 1, 1, 1, device=self.device) * LATENT_NOISE
+            out = self.model.decode(z + level * torch.randn_like(z))
+        edges = (laplacian(out) - laplacian(x)).abs().mean()
+        loss = reconstruction_loss(out, x) + 0.1 * edges
+        return loss, {"z_std": z.std().item()}
+
+    def preview(self, path: Path) -> dict[str, float]:
+        return self._preview(self.model, path)
+
+
+class TokenizerPreview:
+    """64 random held-out frames, fixed for a run."""
+
+    def __init__(self, episodes: list[Episode], device: torch.device) -> None:
+        self._frames = FrameSampler(episodes)(np.random.default_rng(0), 64, WHOLE)
+        self._device = device
+
+    def __call__(self, model: Tokenizer, path: Path) -> dict[str, float]:
+        """Writes a sheet, real above its reconstruction, and returns PSNR, SSIM and sharpness."""
+        frames = self._frames
+        out = np.concatenate([reconstruct(model, part, self._device) for part in np.split(frames, 8)])
+        save_rows(path, [list(part[i : i + 6]) for i in (0, 6, 12) for part in (frames, out)])
+        scores = np.array([psnr(a, b) for a, b in zip(out, frames, strict=True)])
+        return {
+            "psnr": float(scores.mean()),
+            "worst": float(scores.min()),
+            "ssim": float(np.mean([ssim(a, b) for a, b in zip(out, frames, strict=True)])),
+            "sharpness": sum(map(laplacian_energy, out)) / sum(map(laplacian_energy, frames)),
+        }
+
+
+@torch.no_grad()
+def reconstruct(model: Tokenizer, frames: NDArray[np.uint8], device: torch.device) -> NDArray[np.uint8]:
+    """Encodes and decodes uint8 (B, H, W, 3) frames."""
+    with torch.autocast(device.type, torch.bfloat16):
+        return to_uint8(model.decode(model.encode(to_float(frames, device))))
+
+
+@torch.no_grad()
+def encode_frames(model: Tokenizer, frames: NDArray[np.uint8], device: torch.device) -> NDArray[np.float16]:
+    """uint8 (T, H, W, 3) -> latents float16 (T, C, h, w), in batches of 64."""
+    parts = []
+    for i in range(0, len(frames), 64):
+        with torch.autocast(device.type, torch.bfloat16):
+            parts.append(model.encode(to_float(np.array(frames[i : i + 64]), device)).half().cpu().numpy())
+    return np.concatenate(parts)
