@@ -165,6 +165,27 @@ def test_moving_keeps_the_history_and_adds_doubt() -> None:
     assert place.history[0, -3:].tolist() == [1, 2, 3]
 
 
+class Compass(torch.nn.Module):
+    """A map that shows its pose, plainly."""
+
+    def forward(self, pose: torch.Tensor) -> torch.Tensor:
+        told = torch.stack((pose[:, 0], pose[:, 1], pose[:, 2].cos(), pose[:, 2].sin()), 1)
+        return told[:, :, None, None].expand(-1, -1, *LATENT[1:])
+
+
+def test_settling_finds_the_pose_from_which_the_map_shows_the_context() -> None:
+    model = looking(Seer([0.3, 0.1, 0.2], 1e-2))  # sight is off by about a tenth
+    model.map = Compass()  # type: ignore[assignment]
+    motion = torch.tensor([[0.02, 0.0, 0.05]])
+    poses = [torch.tensor([[0.25, 0.05, 0.0]])]
+    for _ in range(7):
+        poses.append(compose(poses[-1], motion))
+    z = model.map(torch.cat(poses))[None]
+    path = [PlaceModel.nowhere(1, "cpu")._replace(motion=motion) for _ in poses]
+    settled = model.settle(path[-1], path, z, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(settled.pose, poses[-1], rtol=0, atol=0.01)
+
+
 def frames(*seeds: int) -> list[torch.Tensor]:
     return [torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(s)) for s in seeds]
 

@@ -16,6 +16,7 @@ from world_model.checkpoint import load_training, write_json
 from world_model.training import preview as previewing
 from world_model.training import publish as publishing
 from world_model.training import tokenizer_stage
+from world_model.training.card import add_scores, sparkline
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import orthogonalise
 from world_model.training.run import ORDER, TrainConfig, load_run, train
@@ -54,7 +55,12 @@ def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -
     assert {r["stage"] for r in records} == set(ORDER)
     assert len(list(run.run.glob("*-preview-*.png"))) >= len(ORDER)
     publishing.publish(run.run, run.data, tmp_path / "world", scenes=4)
+    card = (tmp_path / "world" / "CARD.md").read_text()
+    assert all(f"| {stage} | 2 |" in card for stage in ORDER)
+    add_scores(tmp_path / "world", "| Figure | 1 |", {"figure": 1}, "main.py eval")
     world = load_world(tmp_path / "world")
+    assert world.info.scores == {"figure": 1}
+    assert "| Figure | 1 |" in (tmp_path / "world" / "CARD.md").read_text()
     assert len(world.info.scenes) == 4
     world.reset(seed=1)
     assert world.step(1).image.shape == (32, 64, 3)
@@ -155,3 +161,8 @@ def test_budget_must_be_one_of_two() -> None:
 
     with pytest.raises(ValueError, match="--minutes or by --steps"):
         Trainer(Nothing(), StageConfig(), Path("unused"))  # type: ignore[arg-type]
+
+
+def test_sparkline_falls_with_the_loss() -> None:
+    curve = sparkline([float(v) for v in range(100, 0, -1)], width=8)
+    assert curve == "█▇▆▅▄▃▂▁"

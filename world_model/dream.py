@@ -130,10 +130,21 @@ class DreamEngine:
         )
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.device)
         state = self.look(state)
+        path = [state.place]
         for t in range(actions.shape[1]):
             state, _ = self._trunk(state, actions[:, t])
+            path.append(state.place)
             state = self.look(replace(state, z=z_BTChw[:, t + 1]))
-        return state
+        return self._settle(state, path, z_BTChw)
+
+    def _settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor) -> DreamState:
+        """Makes sure of the place once all of the context is seen."""
+        place = self.model.dynamics.place
+        if place is None:
+            return state
+        generator = torch.Generator().manual_seed(state.seed % 2**63)
+        with self._precision():
+            return replace(state, place=place.settle(state.place, path, z_BTChw, generator))
 
     def look(self, state: DreamState) -> DreamState:
         """The present latent is a real frame's: a look at it tells where it was taken."""

@@ -35,6 +35,14 @@ SIGHT_CORRELATION = 8.0
 """Consecutive frames err alike; counted as independent, they would make the filter overconfident."""
 
 
+SETTLE_FRAMES = 4
+SETTLE_ROUNDS = ((0.06, 96), (0.02, 48), (0.007, 48), (0.003, 32))
+"""Spread (half extents; twice that in radians) and number of the draws of each round of `settle`."""
+SETTLE_ELITE = 4
+SETTLED = 1e-5
+"""Variance of a settled pose."""
+
+
 class Place(NamedTuple):
     """What a dream believes: pose (..., 3), last motion (..., 3), variance (..., 3) of the pose, and the
     last actions (..., HISTORY), newest last, -1 for none."""
@@ -246,6 +254,42 @@ class PlaceModel(nn.Module):
         outlier = (surprise.square() / (place.variance + noise) / 9).clamp(min=1)
         gain = place.variance / (place.variance + noise * outlier)
         return place._replace(pose=place.pose + gain * surprise, variance=(1 - gain) * place.variance)
+
+    def settle(self, place: Place, path: list[Place], z_BTChw: Tensor, generator: torch.Generator) -> Place:
+        """Sharpens the pose after a context by looking for the one from which the map shows the context.
+
+        path: the places at the T frames of the context; only their motions count here, which are exact
+        where their poses may not be. A cross-entropy search: candidates are what each frame's sight says
+        about the last frame's pose and draws around it, then ever closer draws around the best.
+        """
+        batch, ticks = z_BTChw.shape[:2]
+        walked = [torch.zeros_like(place.pose)]
+        for after in path[1:]:
+            walked.append(compose(walked[-1], after.motion))
+        frames = sorted({round(i * (ticks - 1) / (SETTLE_FRAMES - 1)) for i in range(SETTLE_FRAMES)})
+        back = torch.stack([motion_between(walked[-1], walked[t]) for t in frames], 1)
+        seen = z_BTChw[:, frames]
+        sighted = [
+            compose(self.localizer(z_BTChw[:, t]).pose, motion_between(walked[t], walked[-1]))
+            for t in range(ticks)
+        ]
+        best = torch.stack((place.pose, *sighted), 1)
+        for spread, count in SETTLE_ROUNDS:
+            picks = torch.randint(0, best.shape[1], (count,), generator=generator).to(best.device)
+            draws = torch.randn(batch, count, 3, generator=generator).to(best.device)
+            unit = spread * torch.tensor([1.0, 1.0, 2.0], device=best.device)
+            candidates = torch.cat((best, best[:, picks] + draws * unit), 1)
+            error = self._mismatch(candidates, back, seen)
+            elite = error.topk(SETTLE_ELITE, dim=1, largest=False).indices
+            best = candidates.gather(1, elite[..., None].expand(-1, -1, 3))
+        return place._replace(pose=best[:, 0], variance=torch.full_like(place.variance, SETTLED))
+
+    def _mismatch(self, candidates_BN3: Tensor, back_BF3: Tensor, seen_BFChw: Tensor) -> Tensor:
+        """Mean squared error (B, N) of what the map shows along the path that ends at each candidate."""
+        poses = compose(candidates_BN3[:, :, None].expand(-1, -1, back_BF3.shape[1], -1), back_BF3[:, None])
+        shown = self.map(poses.flatten(0, 2))[:, : seen_BFChw.shape[2]]
+        shown = shown.unflatten(0, poses.shape[:3])
+        return (shown - seen_BFChw[:, None]).square().mean((2, 3, 4, 5))
 
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick with this action (F,), by dead reckoning."""

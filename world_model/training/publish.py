@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.evaluation.metrics import laplacian_energy
 from world_model.scenes import Scene, save_scene
+from world_model.training.card import read_metrics, write_card
 from world_model.training.pictures import write_png
 from world_model.training.run import ORDER, load_run
 from world_model.world import save_world
@@ -25,6 +25,7 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     header = episodes[0].header
     provenance = {"source": header["source"], "stages": _costs(run)}
     save_world(folder, world, header["licence"], provenance, scores={})
+    write_card(folder, world.config, run, provenance)
     chosen = choose_scenes(episodes, scenes)
     for old in (folder / "scenes").glob("*.safetensors"):
         old.unlink()
@@ -54,8 +55,7 @@ def choose_scenes(episodes: list[Episode], count: int) -> list[tuple[Episode, in
 def _costs(run: Path) -> dict[str, Any]:
     """Steps, seconds and last metrics of each stage, from metrics.jsonl."""
     last: dict[str, dict[str, Any]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(run):
         if "loss" in record:
             last[record["stage"]] = record
     return {name: last[name] for name in ORDER if name in last}
