@@ -1,0 +1,236 @@
+"""Wait, poll, step, draw the new frame, flip. Knows no window: a front end does the showing.
+
+The picture shown at a tick contains the action sampled in that tick, because polling comes after the wait
+and drawing after the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from game.budget import Governor, Level
+from game.clock import Clock, Percentiles, Sections
+from game.keys import Command, Input
+from game.recorder import SessionLog
+from game.session import Session
+from game.video import LiveFilm
+from world_model.types import FPS, Frame, ReverieError
+
+HUD_EVERY = 8
+"""Ticks between new figures on the screen: faster ones cannot be read."""
+
+MESSAGE_TICKS = 60
+
+
+@dataclass
+class HudState:
+    """What can be shown besides the picture. Times in milliseconds."""
+
+    world: str = ""
+    player: str = "you"
+    mode: str = "playing"
+    speed: float = 1.0
+    seed: int = 0
+    tick: int = 0
+    slot: int = 1
+    fps: float = 0.0
+    work: dict[str, float] = field(default_factory=dict)
+    """p50, p95, p99 of a tick's work."""
+    missed: int = 0
+    longest_stall: float = 0.0
+    latency: float = 0.0
+    """p95 of the longest way from a key to the screen: pressed just after one poll, shown after the next."""
+    level: Level = Level.FULL
+    slowed: float = 1.0
+    """Below 1: the machine cannot keep up, and time goes this much slower."""
+    window: tuple[int, int] = (0, 0)
+    """Frames in the sliding window, and how many fit."""
+    keyframes: Sequence[Any] = ()
+    attended: tuple[int, ...] = ()
+    recall_left: int = 0
+    message: str = ""
+    filming: bool = False
+    status: str = ""
+    """What the world says about itself, as a twin's PSNR."""
+    captions: Sequence[tuple[float, float, str]] = ()
+    """Texts on the picture: left and top edge of a quarter (shares of the picture), text."""
+
+
+class FrontEnd(Protocol):
+    """A window, or what stands for one in tests."""
+
+    def poll(self) -> Input: ...
+    def draw(self, frame: Frame, hud: HudState) -> None: ...
+    def flip(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Summary:
+    """What is said when the session ends."""
+
+    ticks: int
+    sections: Sections
+    latency: Percentiles
+    missed: int
+    longest_stall: float
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """A small table for people."""
+        rate = self.ticks / self.seconds if self.seconds > 0 else 0.0
+        stall = 1e3 * self.longest_stall
+        rows = [
+            f"{self.ticks} ticks in {self.seconds:.1f} s ({rate:.2f} a second), "
+            f"{self.missed} deadlines missed, longest stall {stall:.0f} ms",
+            f"{'ms':<10}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>8}   (percentiles of the last minute)",
+        ]
+        for name, stats in [*self.sections.stats.items(), ("latency", self.latency)]:
+            p = stats.summary()
+            rows.append(f"{name:<10}{p['p50']:8.2f}{p['p95']:8.2f}{p['p99']:8.2f}{stats.max:8.2f}")
+        return rows
+
+
+class Loop:
+    """Runs a session on a front end until it is asked to quit."""
+
+    def __init__(
+        self,
+        session: Session,
+        front: FrontEnd,
+        clock: Clock,
+        governor: Governor | None = None,
+        film: Callable[[], LiveFilm] | None = None,
+    ) -> None:
+        """`film` begins a new film, for the key that asks for one."""
+        self.session, self.front, self.clock, self.governor = session, front, clock, governor
+        self.sections = Sections(clock.now)
+        self._new_film = film
+        self.film: LiveFilm | None = None
+        self.latency = Percentiles()
+        self.hud = HudState()
+        self._ticks = 0
+        self._polled: float | None = None
+        self._fps_mark = (0.0, 0)
+        self._message_left = 0
+        self._stepped: Frame | None = None
+        self.leaving = Command.QUIT
+        """What ended the loop: QUIT, PICKER for another world, or TWIN for the real game beside it."""
+
+    def run(self, ticks: int | None = None) -> Summary:
+        """`ticks` bounds the ticks of the clock. The session has begun before."""
+        began = self.clock.now()
+        try:
+            while ticks is None or self._ticks < ticks:
+                if not self._tick():
+                    break
+        finally:
+            self._end_film()
+        seconds = self.clock.now() - began
+        stall = self.clock.longest_stall
+        return Summary(self._ticks, self.sections, self.latency, self.clock.missed, stall, seconds)
+
+    def _tick(self) -> bool:
+        """One tick of the clock; whether to go on."""
+        self.clock.wait()
+        woke = self.clock.now()
+        with self.sections.measure("poll"):
+            asked = self.front.poll()
+        before, self._polled = self._polled, self.clock.now()
+        for command in (Command.QUIT, Command.PICKER, Command.TWIN):
+            if asked.asks(command):
+                self.leaving = command
+                return False
+        with self.sections.measure("step"):
+            frame = self.session.advance(asked)
+        self._count_world(frame)
+        self._film(frame, asked.asks(Command.VIDEO))
+        self._update_hud(frame)
+        with self.sections.measure("draw"):
+            self.front.draw(frame, self.hud)
+        with self.sections.measure("present"):
+            self.front.flip()
+        self._end_tick(woke)
+        if before is not None:
+            self.latency.add(1e3 * (self.clock.now() - before))
+        return True
+
+    def _film(self, frame: Frame, toggle: bool) -> None:
+        """Begins or ends a film where asked, and hands the picture to one that runs."""
+        if toggle and self.film is not None:
+            self._end_film()
+        elif toggle and self._new_film is not None:
+            try:
+                self.film = self._new_film()
+                self.session.messages.append(f"filming to {self.film.path}")
+            except ReverieError as err:
+                self.session.messages.append(str(err))
+        if self.film is not None:
+            self.film.show(frame)
+            if self.film.error:
+                self._end_film()
+        self.hud.filming = self.film is not None
+
+    def _end_film(self) -> None:
+        if self.film is not None:
+            film, self.film = self.film, None
+            film.close()
+            self.session.messages.append(film.error or f"film saved: {film.path}")
+
+    def _count_world(self, frame: Frame) -> None:
+        """The world's own sections, once for each new frame."""
+        if frame is not self._stepped:
+            self._stepped = frame
+            for name, ms in frame.info.ms.items():
+                self.sections.add("world" if name == "total" else name, ms)
+
+    def _end_tick(self, woke: float) -> None:
+        work = 1e3 * (self.clock.now() - woke)
+        self._ticks += 1
+        self.sections.add("tick", work)
+        if self.governor is not None and not self.session.fast:
+            self.hud.level = self.governor.observe(work)
+            self.clock.period = self.governor.period_ms / 1e3
+            self.hud.slowed = self.governor.budget_ms / self.governor.period_ms
+
+    def _update_hud(self, frame: Frame) -> None:
+        hud, session = self.hud, self.session
+        hud.mode, hud.speed, hud.player = session.mode.value, session.speed, session.player.name
+        hud.seed, hud.tick, hud.slot = session.seed, session.tick, session.slot
+        hud.attended, hud.recall_left = frame.info.attended, session.recall_left
+        if session.fast and session.mode == "playing":
+            hud.mode = "fast forward"
+        self._next_message()
+        if self._ticks % HUD_EVERY == 0:
+            self._update_figures()
+
+    def _update_figures(self) -> None:
+        hud, now = self.hud, self.clock.now()
+        since, at = self._fps_mark
+        if now > since and self._ticks - at >= FPS:
+            hud.fps = (self._ticks - at) / (now - since)
+            self._fps_mark = (now, self._ticks)
+        elif self._ticks == 0:
+            self._fps_mark = (now, 0)
+        hud.work = self.sections.stats["tick"].summary() if "tick" in self.sections.stats else {}
+        hud.latency = self.latency.summary()["p95"]
+        hud.missed, hud.longest_stall = self.clock.missed, 1e3 * self.clock.longest_stall
+        hud.status = getattr(self.session.world, "status", "")
+        hud.captions = getattr(self.session.world, "captions", ())
+        memory = getattr(self.session.world, "memory", None)
+        if memory is not None:
+            hud.window, hud.keyframes = (memory.window, memory.size), memory.keyframes
+
+    def _next_message(self) -> None:
+        for log in self.session.logs:
+            if isinstance(log, SessionLog) and log.error:
+                self.session.messages.append(log.error)
+                self.session.logs.remove(log)
+                break
+        self._message_left -= 1
+        if self.session.messages:
+            self.hud.message, self._message_left = self.session.messages.popleft(), MESSAGE_TICKS
+        elif self._message_left <= 0:
+            self.hud.message = ""

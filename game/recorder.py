@@ -1,0 +1,244 @@
+"""What a session leaves behind: a log of every tick, and for rollouts the pictures too.
+
+The log, `session.jsonl`, has one record a line: the CRC-32 of the record (chained to the one before it, so
+that a lost line shows), a blank, the record as JSON. Lines are appended and flushed, so a crash costs at
+most the last one. Records:
+
+    {"schema": 1, "world": ..., "weights_sha256": ..., "backend": ..., "actions": [names], "size": [w, h]}
+    {"start": {"seed": 0, "scene": null, "actions": [[action, times], ...], "picture": crc}}
+    {"tick": 1, "action": 2, "picture": crc}             and now and then "state": hash after this tick
+    {"rewind": 120}                                      back to tick 120, what came after it is forgotten
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from game.players import Player
+from game.session import Session
+from game.slots import run_lengths
+from world_model.files import write_json
+from world_model.types import FPS, DataError, Frame, Image, ReverieError
+
+SCHEMA = 1
+LOG_NAME = "session.jsonl"
+HASH_EVERY = 10 * FPS
+"""Ticks between state hashes: they cost milliseconds."""
+
+
+def picture_crc(image: Image) -> int:
+    """CRC-32 of the pixels."""
+    return zlib.crc32(np.ascontiguousarray(image).data)
+
+
+class SessionLog:
+    """Writes the log of a session. Where the disk refuses, it stops and says so in `error`: play goes on."""
+
+    def __init__(
+        self, folder: Path, world: Any, extra: dict[str, Any] | None = None, file: IO[bytes] | None = None
+    ) -> None:
+        self.folder, self._world = folder, world
+        self.error: str | None = None
+        self._crc = 0
+        self._hashes = hasattr(world, "snapshot")
+        self._file: IO[bytes] | None = file
+        try:
+            if self._file is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = (folder / LOG_NAME).open("xb")
+        except OSError as err:
+            self._stop(err)
+        self._write(_header(world) | (extra or {}))
+
+    def start(self, seed: int, scene: str | None, actions: Sequence[int], frame: Frame) -> None:
+        runs = run_lengths(tuple(actions))
+        crc = picture_crc(frame.image)
+        self._write({"start": {"seed": seed, "scene": scene, "actions": runs, "picture": crc}})
+
+    def tick(self, tick: int, action: int, frame: Frame) -> None:
+        record: dict[str, Any] = {"tick": tick, "action": action, "picture": picture_crc(frame.image)}
+        if self._hashes and tick % HASH_EVERY == 0:
+            record["state"] = self._world.snapshot().hash()
+        self._write(record)
+
+    def rewind(self, tick: int) -> None:
+        self._write({"rewind": tick})
+
+    def close(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as err:
+                self._stop(err)
+            self._file = None
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        payload = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+        crc = zlib.crc32(payload, self._crc)
+        try:
+            self._file.write(b"%08x %s\n" % (crc, payload))
+            self._file.flush()
+        except OSError as err:
+            self._stop(err)
+            return
+        self._crc = crc
+
+    def _stop(self, err: OSError) -> None:
+        file, self._file = self._file, None
+        self.error = self.error or f"recording has stopped: {err.strerror or err} ({self.folder})"
+        if file is not None:
+            try:
+                file.close()
+            except OSError as again:  # what is still buffered is refused once more
+                self.error += f"; closing: {again.strerror}"
+
+
+def _header(world: Any) -> dict[str, Any]:
+    info = world.info
+    return {
+        "schema": SCHEMA,
+        "world": info.name,
+        "weights_sha256": info.weights_sha256,
+        "backend": info.backend,
+        "actions": [action.name for action in world.actions],
+        "size": [info.width, info.height],
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def new_recording(root: Path, world_name: str) -> Path:
+    """A folder name that is not taken yet: world, date and time."""
+    stem = f"{world_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (root / (stem if i == 0 else f"{stem}-{i}") for i in range(10_000))
+    return next(path for path in names if not path.exists())
+
+
+class FrameFile:
+    """`frames.npy` of a known length, written frame by frame; readable at any moment (`open_frames`)."""
+
+    def __init__(self, path: Path, frames: int, height: int, width: int) -> None:
+        self._file = path.open("xb")
+        header = {"descr": "|u1", "fortran_order": False, "shape": (frames, height, width, 3)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, image: Image) -> None:
+        self._file.write(np.ascontiguousarray(image).data)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def open_frames(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Memory-maps the whole frames of a `FrameFile`, also where the writer was killed. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("an unknown version of the npy format")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            begin = file.tell()
+        if dtype != np.uint8 or fortran or len(shape) != 4 or min(shape[1:]) < 1:
+            raise ValueError(f"{dtype} {shape} instead of frames")
+        whole = (path.stat().st_size - begin) // int(np.prod(shape[1:]))
+        return np.memmap(path, np.uint8, "r", begin, (min(shape[0], whole), *shape[1:]))
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path}: the frames cannot be read ({err})") from err
+
+
+def record_rollout(
+    world: Any,
+    player: Player,
+    frames: int,
+    out: Path,
+    seed: int = 0,
+    scene: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Writes `frames` imagined frames and the one they start from, as an episode that can be replayed.
+
+    Works under "<out>.partial", which keeps what there is after a crash, and renames it when complete.
+    Raises DataError where `out` exists or the disk refuses.
+    """
+    if frames < 1:
+        raise ValueError(f"--frames {frames}: at least one frame is needed")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already; choose another --out")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        actions = _roll(world, player, frames, partial, seed, scene, progress)
+        np.save(partial / "actions.npy", np.array(actions, np.int16), allow_pickle=False)
+        np.save(partial / "phases.npy", np.zeros(frames, np.uint8), allow_pickle=False)
+        np.save(partial / "rewards.npy", np.zeros(frames, np.float32), allow_pickle=False)
+        origin = {"source": f"dream:{world.info.name}", "seed": seed, "scene": scene, "player": player.name}
+        alignment = "actions[t] was taken after frames[t] and led to frames[t + 1]"
+        write_json(
+            partial / "header.json",
+            _header(world) | origin | {"licence": world.info.licence, "fps": FPS, "alignment": alignment},
+        )
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except OSError as err:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"{out} cannot be written: {err.strerror or err}; choose another --out") from err
+    except ReverieError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _roll(
+    world: Any,
+    player: Player,
+    frames: int,
+    folder: Path,
+    seed: int,
+    scene: str | None,
+    progress: Callable[[int], None],
+) -> list[int]:
+    log = SessionLog(folder, world)
+    # A plain session without history: a rollout never goes back, so it keeps no states.
+    session = Session(world, player, [log], keep_history=False)
+    file = FrameFile(folder / "frames.npy", frames + 1, world.info.height, world.info.width)
+    actions = _Actions()
+    session.logs.append(actions)
+    try:
+        file.append(session.begin(seed, scene).image)
+        for done in range(1, frames + 1):
+            file.append(session.step_once().image)
+            if log.error:
+                raise DataError(log.error)
+            progress(done)
+    finally:
+        log.close()
+        file.close()
+    return actions.taken
+
+
+class _Actions:
+    """Collects the actions of a session."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def start(self, seed: int, scene: str | None, actions: Sequence[int], frame: Frame) -> None:
+        self.taken.clear()
+
+    def tick(self, tick: int, action: int, frame: Frame) -> None:
+        self.taken.append(action)
+
+    def rewind(self, tick: int) -> None:
+        del self.taken[tick:]

@@ -1,0 +1,207 @@
+"""Reads the log of a session and dreams it again, comparing picture by picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from game.history import History
+from game.recorder import LOG_NAME, SCHEMA, picture_crc
+from game.slots import unroll
+from world_model.types import DataError, Frame
+
+MAX_LINE = 64 << 20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A log: its header, the records that are whole, and what is wrong with the rest, if anything."""
+
+    path: Path
+    header: dict[str, Any]
+    records: list[dict[str, Any]]
+    cut: bool
+    """The last line is incomplete, as after a crash: at most one tick is lost."""
+    altered: str | None
+    """A line that is not as it was written; records before it are good."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first tick at which a replay does not show what was recorded."""
+
+    tick: int
+    what: str
+    reason: str
+
+
+def read_recording(folder: Path) -> Recording:
+    """Raises DataError where there is no log, or nothing of it can be used."""
+    path = folder / LOG_NAME if folder.is_dir() else folder
+    lines: list[dict[str, Any]] = []
+    cut, altered, crc = False, None, 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+                if not line.endswith(b"\n"):
+                    cut = True
+                    break
+                crc = zlib.crc32(line[9:-1], crc)
+                if line[:9] != b"%08x " % crc:
+                    altered = f"{path}, line {number}: altered or damaged since it was recorded"
+                    break
+                lines.append(_parse(path, number, line[9:-1]))
+    except OSError as err:
+        raise DataError(f"{path}: no recording can be read there ({err.strerror})") from err
+    if not lines:
+        raise DataError(altered or f"{path}: it holds no whole record")
+    header = _check_header(path, lines[0])
+    return Recording(path, header, lines[1:], cut, altered)
+
+
+def _parse(path: Path, number: int, payload: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(payload)
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{path}, line {number}: not a record ({err})") from err
+    if not isinstance(record, dict):
+        raise DataError(f"{path}, line {number}: not a record")
+    return record
+
+
+def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"schema": int, "world": str, "weights_sha256": str, "backend": str, "actions": list}
+    for name, kind in kinds.items():
+        if not isinstance(header.get(name), kind):
+            raise DataError(f"{path}: it is no recording ({name!r} is missing from its first line)")
+    if header["schema"] > SCHEMA:
+        raise DataError(f"{path}: schema {header['schema']} is newer than {SCHEMA}: upgrade reverie")
+    return header
+
+
+def check_world(recording: Recording, world: Any) -> str:
+    """What differs between the recording's machine and this one, as a reason; "" if nothing does.
+
+    Raises DataError where the world has other actions, so that the recording means nothing in it.
+    """
+    header, info = recording.header, world.info
+    names = [action.name for action in world.actions]
+    if header["actions"] != names:
+        raise DataError(f"{recording.path}: it belongs to the world {header['world']!r}, not {info.name!r}")
+    reasons = []
+    if header["weights_sha256"] != info.weights_sha256:
+        reasons.append(f"other weights ({header['weights_sha256'][:8]}, here {info.weights_sha256[:8]})")
+    if header["backend"] != info.backend:
+        reasons.append(f"another backend or thread count ({header['backend']}, here {info.backend})")
+    return " and ".join(reasons)
+
+
+def replay(
+    recording: Recording, world: Any, show: Callable[[Frame], None] = lambda frame: None
+) -> tuple[int, Difference | None]:
+    """Dreams the recording again. Returns the ticks that were compared, and the first difference if any.
+
+    `show` gets every picture in the order in which it was first seen, up to the difference.
+    """
+    reason = check_world(recording, world) or "an altered state, or another machine or version of torch"
+    compared = 0
+    for tick, frame, record in _dream(recording, world):
+        show(frame)
+        compared += "tick" in record
+        if record.get("picture") != picture_crc(frame.image):
+            return compared, Difference(tick, "the picture", reason)
+        if "state" in record and record["state"] != world.snapshot().hash():
+            return compared, Difference(tick, "the state", reason)
+    return compared, None
+
+
+def _dream(recording: Recording, world: Any) -> Iterator[tuple[int, Frame, dict[str, Any]]]:
+    history = History(world)
+    started = False
+    for record in recording.records:
+        if "start" in record:
+            frame, actions = _start(recording, world, record["start"])
+            history.begin(frame, actions)
+            started = True
+            yield history.tick, frame, record["start"]
+        elif not started:
+            raise DataError(f"{recording.path}: its first tick comes before a start")
+        elif "rewind" in record:
+            _rewind(recording, history, record["rewind"], world)
+        else:
+            action = _int(recording, record, "action", 0, len(world.actions) - 1)
+            _int(recording, record, "tick", history.tick + 1, history.tick + 1)
+            frame = world.step(action)
+            history.append(action, frame)
+            yield history.tick, frame, record
+
+
+def _int(recording: Recording, record: dict[str, Any], name: str, low: int, high: int) -> int:
+    value = record.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise DataError(f"{recording.path}: {name} {value!r} does not fit; expected {low} to {high}")
+    return value
+
+
+def _start(recording: Recording, world: Any, start: Any) -> tuple[Frame, tuple[int, ...]]:
+    if not isinstance(start, dict) or type(start.get("seed")) is not int:
+        raise DataError(f"{recording.path}: a start without a seed")
+    actions = unroll(recording.path, start.get("actions"), len(world.actions))
+    scene = start.get("scene")
+    seed = start["seed"]
+    frame = world.reset(seed=seed) if scene is None else world.reset(seed=seed, scene=scene)
+    for action in actions:
+        frame = world.step(action)
+    return frame, actions
+
+
+def _rewind(recording: Recording, history: History, tick: Any, world: Any) -> None:
+    if type(tick) is not int or not history.floor <= tick <= history.tick:
+        raise DataError(f"{recording.path}: it goes back to tick {tick!r}, which was never there")
+    history.seek(tick)
+
+
+def timeline(recording: Recording) -> tuple[int, str | None, list[int]]:
+    """Seed, scene and actions of the last timeline, from its start to the end of the recording."""
+    seed, scene, actions = 0, None, []  # type: int, str | None, list[int]
+    for record in recording.records:
+        if "start" in record:
+            seed, scene = record["start"]["seed"], record["start"]["scene"]
+            actions = [action for action, times in record["start"]["actions"] for _ in range(times)]
+        elif "rewind" in record:
+            del actions[record["rewind"] :]
+        else:
+            actions.append(record["action"])
+    return seed, scene, actions
+
+
+def render(recording: Recording, world: Any, path: Path, size: tuple[int, int]) -> str:
+    """Replays into a video file of `size` (width, height); returns what `report` says."""
+    from game.video import VideoWriter
+
+    writer = VideoWriter(path, *size)
+    ticks = itertools.count()
+    try:
+        text = report(recording, world, lambda frame: writer.write(frame.image, next(ticks)))
+    finally:
+        writer.close()  # also where the replay differs: what came before is worth seeing
+    return f"{text}; {next(ticks)} pictures in {path}"
+
+
+def report(recording: Recording, world: Any, show: Callable[[Frame], None] = lambda frame: None) -> str:
+    """Replays and says how it went. Raises DataError where it differs, or the recording is damaged."""
+    compared, difference = replay(recording, world, show)
+    if difference is not None:
+        raise DataError(
+            f"{recording.path}: {difference.what} differs at tick {difference.tick}; "
+            f"the reason may be {difference.reason}"
+        )
+    if recording.altered is not None:
+        raise DataError(f"{recording.altered}; the {compared} ticks before it replay exactly")
+    text = f"{compared} ticks replay exactly"
+    return text + ("; the last record is cut off" if recording.cut else "")

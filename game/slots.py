@@ -1,0 +1,159 @@
+"""Ten places to keep a moment. They survive the program; a slot of another world is refused.
+
+A slot is a small JSON file: seed, scene and the actions since, from which the same weights dream the same
+way again, checked by the state's hash. Where the world can write its state as bytes (`pack_state`,
+`unpack_state`), it is kept beside that, so that loading takes no time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from game.png import read_own_png, write_png
+from world_model.files import open_regular, read_json, write_atomic, write_json
+from world_model.types import DataError, Frame, ReverieError, WorldError
+
+SCHEMA = 1
+SLOTS = 10
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a dream, as something that can be written down."""
+
+    world: str
+    weights_sha256: str
+    backend: str
+    seed: int
+    scene: str | None
+    actions: tuple[int, ...]
+    state_hash: str
+
+
+def home() -> Path:
+    """Where the player keeps slots, recordings and key bindings: $REVERIE_HOME, or the user's data folder."""
+    if os.environ.get("REVERIE_HOME"):
+        return Path(os.environ["REVERIE_HOME"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "reverie"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "reverie"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "reverie"
+
+
+def run_lengths(actions: tuple[int, ...]) -> list[list[int]]:
+    """[[action, how often in a row], ...]."""
+    runs: list[list[int]] = []
+    for action in actions:
+        if runs and runs[-1][0] == action:
+            runs[-1][1] += 1
+        else:
+            runs.append([action, 1])
+    return runs
+
+
+def unroll(path: Path, runs: Any, count: int, limit: int = 10_000_000) -> tuple[int, ...]:
+    """The inverse of `run_lengths`. Raises DataError for anything else than it writes."""
+    actions: list[int] = []
+    for run in runs if isinstance(runs, list) else [None]:
+        if not (isinstance(run, list) and len(run) == 2 and all(type(n) is int for n in run)):
+            raise DataError(f"{path}: its list of actions is broken")
+        action, times = run
+        if not 0 <= action < count or not 0 < times <= limit - len(actions):
+            raise DataError(f"{path}: its list of actions does not fit this world")
+        actions += [action] * times
+    return tuple(actions)
+
+
+def moment_to_json(moment: Moment) -> dict[str, Any]:
+    return asdict(moment) | {"schema": SCHEMA, "actions": run_lengths(moment.actions)}
+
+
+def moment_from_json(path: Path, data: dict[str, Any], actions: int) -> Moment:
+    """Raises DataError that names the file and the reason."""
+    if not isinstance(data.get("schema"), int):
+        raise DataError(f"{path}: it is no saved moment")
+    if data["schema"] > SCHEMA:
+        raise DataError(f"{path}: schema {data['schema']} is newer than {SCHEMA}: upgrade reverie")
+    kinds = {"world": str, "weights_sha256": str, "backend": str, "seed": int, "state_hash": str}
+    for name, kind in kinds.items():
+        if not isinstance(data.get(name), kind):
+            raise DataError(f"{path}: {name!r} is missing or not a {kind.__name__}")
+    scene = data.get("scene")
+    if scene is not None and not isinstance(scene, str):
+        raise DataError(f"{path}: 'scene' is not a name")
+    taken = unroll(path, data.get("actions"), actions)
+    return Moment(scene=scene, actions=taken, **{name: data[name] for name in kinds})
+
+
+class Slots:
+    """The slots of one world, in `root`/<world>."""
+
+    def __init__(self, root: Path, world: Any) -> None:
+        self._world = world
+        self.folder = root / world.info.name
+        self._live: dict[int, tuple[str, Any, Frame]] = {}
+
+    def path(self, slot: int) -> Path:
+        return self.folder / f"slot{slot}.json"
+
+    def save(self, slot: int, moment: Moment, state: Any, frame: Frame) -> None:
+        """Raises DataError where the disk refuses; what the slot held before is unchanged then."""
+        write_json(self.path(slot), moment_to_json(moment))
+        self._live[slot] = (moment.state_hash, state, frame)
+        write_png(self._picture(slot), frame.image)
+        if hasattr(self._world, "pack_state"):
+            write_atomic(self._state(slot), [self._world.pack_state(state)])
+
+    def load(self, slot: int) -> tuple[Moment, Any, Frame | None]:
+        """The moment, and its state and picture if they are known. Raises DataError for a bad slot."""
+        moment = self._moment(slot)
+        state_hash, state, frame = self._live.get(slot, ("", None, None))
+        if state_hash == moment.state_hash:
+            return moment, state, frame
+        return moment, *self._unpacked(slot, moment)
+
+    def _moment(self, slot: int) -> Moment:
+        path = self.path(slot)
+        if not path.exists():
+            raise DataError(f"slot {slot} is empty")
+        try:
+            data = read_json(path, MAX_BYTES)
+        except WorldError as err:
+            raise DataError(str(err)) from err
+        moment = moment_from_json(path, data, len(self._world.actions))
+        info = self._world.info
+        if (moment.world, moment.weights_sha256) != (info.name, info.weights_sha256):
+            raise DataError(f"{path}: it belongs to another world or other weights ({moment.world})")
+        return moment
+
+    def _picture(self, slot: int) -> Path:
+        return self.folder / f"slot{slot}.png"
+
+    def _state(self, slot: int) -> Path:
+        return self.folder / f"slot{slot}.state"
+
+    def _unpacked(self, slot: int, moment: Moment) -> tuple[Any, Frame | None]:
+        """State and picture from their files; nothing where they are missing or not of this moment."""
+        info = self._world.info
+        try:
+            if not hasattr(self._world, "unpack_state") or not self._state(slot).is_file():
+                return None, None
+            with open_regular(self._state(slot), MAX_BYTES) as file:
+                state = self._world.unpack_state(file.read())
+            image = read_own_png(self._picture(slot), info.width, info.height)
+        except (ReverieError, OSError):
+            return None, None  # the way there is known and can be dreamt again
+        return (state, Frame(image)) if state.hash() == moment.state_hash else (None, None)
+
+    def tick_of(self, slot: int) -> int | None:
+        """Ticks played before the saved moment; None where the slot is empty or broken."""
+        try:
+            return len(self._moment(slot).actions)
+        except DataError:
+            return None

@@ -1,0 +1,145 @@
+"""The loop on a fake clock and a fake front end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from game.budget import Governor, Level
+from game.clock import Clock
+from game.keys import Command, Input
+from game.loop import Loop, Summary
+from game.session import Session
+from stub_world import FakeFront, FakeTime, StubWorld, hold, press
+from world_model.types import Frame
+
+
+def _run(front: FakeFront, world: StubWorld | None = None, **more: object) -> tuple[Loop, Summary]:
+    time = FakeTime()
+    session = Session(world or StubWorld())
+    session.begin(seed=3)
+    loop = Loop(session, front, Clock(time=time, sleep=time.sleep), **more)  # type: ignore[arg-type]
+    return loop, loop.run()
+
+
+def test_scripted_keys_give_the_frames_of_the_world_alone() -> None:
+    actions = [int(a) for a in np.random.default_rng(0).integers(0, 7, 200)]
+    front = FakeFront([Input(a) for a in actions])
+    _run(front)
+    world = StubWorld()
+    world.reset(seed=3)
+    for shown, action in zip(front.shown, actions, strict=True):
+        np.testing.assert_array_equal(shown.image, world.step(action).image)
+
+
+def test_the_picture_of_a_tick_contains_its_action() -> None:
+    actions = [1, 4, 0, 2, 6]
+    front = FakeFront([Input(a) for a in actions])
+    _run(front)
+    assert [int(frame.image[0, 0, 0]) for frame in front.shown] == actions
+
+
+def test_a_plain_environment_without_states_can_be_played() -> None:
+    class Plain:
+        def __init__(self) -> None:
+            self._world = StubWorld()
+            self.actions, self.info = self._world.actions, self._world.info
+            self.reset, self.step = self._world.reset, self._world.step
+
+    front = FakeFront([Input(1), hold(Command.REWIND), press(Command.REWIND), press(Command.SAVE), Input(2)])
+    loop, _ = _run(front, Plain())  # type: ignore[arg-type]
+    assert loop.session.tick == 5
+
+
+def test_order_is_wait_poll_step_draw_flip() -> None:
+    events: list[str] = []
+    time = FakeTime()
+    front = FakeFront([Input(1), Input(1)])
+    front.events = events
+    world = StubWorld()
+    step = world.step
+
+    def noted(action: int) -> Frame:
+        events.append("step")
+        return step(action)
+
+    world.step = noted  # type: ignore[method-assign]
+
+    class Waiting(Clock):
+        def wait(self) -> float:
+            events.append("wait")
+            return super().wait()
+
+    session = Session(world)
+    session.begin()
+    Loop(session, front, Waiting(time=time, sleep=time.sleep)).run()
+    assert events[:10] == ["wait", "poll", "step", "draw", "flip"] * 2
+
+
+def test_a_paused_loop_still_waits() -> None:
+    time = FakeTime()
+    session = Session(StubWorld())
+    session.begin()
+    front = FakeFront([press(Command.PAUSE)] + [Input(1)] * 50)
+    Loop(session, front, Clock(time=time, sleep=time.sleep)).run()
+    assert session.tick == 0
+    assert time.now - 100 == pytest.approx(51 * 0.04, rel=0.01)
+
+
+def test_the_summary_has_every_section() -> None:
+    loop, summary = _run(FakeFront([Input(1)] * 30))
+    text = "\n".join(summary.lines())
+    for name in ("poll", "trunk", "head", "decode", "world", "draw", "present", "tick", "latency"):
+        assert f"\n{name} " in text
+    assert summary.ticks == 30
+    assert loop.hud.fps == pytest.approx(25, rel=0.05) or summary.ticks < 33
+
+
+def test_latency_is_a_tick_and_the_work() -> None:
+    time = FakeTime()
+    world = StubWorld()
+    step = world.step
+
+    def slow(action: int) -> Frame:
+        time.spend(0.015)
+        return step(action)
+
+    world.step = slow  # type: ignore[method-assign]
+    session = Session(world)
+    session.begin()
+    loop = Loop(session, FakeFront([Input(1)] * 50), Clock(time=time, sleep=time.sleep))
+    assert loop.run().latency.summary()["p95"] == pytest.approx(55, rel=0.02)
+
+
+def test_quitting_ends_before_another_step() -> None:
+    loop, summary = _run(FakeFront([Input(1), press(Command.QUIT)]))
+    assert (summary.ticks, loop.session.tick) == (1, 1)
+    assert loop.leaving == Command.QUIT
+
+
+def test_overload_slows_the_clock_and_not_the_world() -> None:
+    time = FakeTime()
+    world = StubWorld()
+    step = world.step
+
+    def slow(action: int) -> Frame:
+        time.spend(0.06)
+        return step(action)
+
+    world.step = slow  # type: ignore[method-assign]
+    session = Session(world)
+    session.begin()
+    front = FakeFront([Input(1)] * 200)
+    loop = Loop(session, front, Clock(time=time, sleep=time.sleep), Governor())
+    loop.run()
+    assert loop.hud.level == Level.SLOW_MOTION
+    assert loop.hud.slowed == pytest.approx(40 / 66, rel=0.02)
+    assert session.tick == 200
+    assert [frame.info.tick for frame in front.shown] == list(range(1, 201))
+
+
+def test_messages_are_shown_for_a_while() -> None:
+    loop, _ = _run(FakeFront([press(Command.SLOWER), Input(0)]))
+    assert loop.hud.message == "speed 50 %"
+    loop, _ = _run(FakeFront([press(Command.SLOWER)] + [Input(0)] * 80))
+    assert loop.hud.message == ""

@@ -1,0 +1,344 @@
+"""Time travel is exact: whatever was done before, a moment's state is the one that its actions give."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from game.history import GRAIN, HORIZON, History
+from game.keys import Command, Input
+from game.players import Listed, RandomPlayer
+from game.session import Mode, Session
+from game.slots import Slots
+from stub_world import ACTIONS, FORWARD, LEFT, StubState, StubWorld, hold, press
+from world_model.types import DataError
+
+REWIND = hold(Command.REWIND)
+
+
+def _session(tmp_path: Path | None = None, world: StubWorld | None = None) -> Session:
+    world = world or StubWorld()
+    session = Session(world, slots=Slots(tmp_path, world) if tmp_path else None)
+    session.begin(seed=5)
+    return session
+
+
+def _walk(session: Session, ticks: int, seed: int = 0) -> None:
+    for action in np.random.default_rng(seed).integers(0, 7, ticks):
+        session.advance(Input(int(action)))
+
+
+def _state(session: Session) -> str:
+    return str(session.world.snapshot().hash())
+
+
+def _recomputed(session: Session) -> str:
+    """The hash of the moment, by stepping a fresh world with the actions alone."""
+    assert session.history is not None
+    world = StubWorld()
+    world.reset(session.seed, session.scene)
+    for action in session.history.actions:
+        world.step(action)
+    return world.snapshot().hash()
+
+
+def test_pause_stands_still_and_advance_goes_one_tick() -> None:
+    session = _session()
+    session.advance(press(Command.PAUSE))
+    session.advance(Input(FORWARD))
+    assert session.tick == 0
+    session.advance(press(Command.ADVANCE, action=FORWARD))
+    assert (session.tick, session.frame.image[0, 0, 0]) == (1, FORWARD)
+    session.advance(press(Command.PAUSE))
+    assert session.tick == 2
+
+
+def test_advance_pauses_a_game_that_runs() -> None:
+    session = _session()
+    session.advance(press(Command.ADVANCE))
+    assert session.mode == Mode.PAUSED
+
+
+def test_slow_motion_steps_every_nth_tick_and_keeps_taps() -> None:
+    session = _session()
+    for _ in range(2):
+        session.advance(press(Command.SLOWER))
+    before = session.tick
+    for i in range(16):
+        session.advance(Input(LEFT if i == 9 else 0))
+    assert session.tick - before == 4
+    assert session.history is not None
+    assert list(session.history.actions).count(LEFT) == 1
+
+
+def test_fast_forward_steps_several_times_a_tick() -> None:
+    session = _session()
+    session.advance(hold(Command.FAST_FORWARD, FORWARD))
+    assert session.tick == 8
+
+
+@pytest.mark.parametrize("back", [1, 7, 40, 60, 120, 199, 300])
+def test_rewinding_shows_each_picture_backwards_and_ends_exactly(back: int) -> None:
+    session = _session()
+    shown = [session.frame.image]
+    for action in np.random.default_rng(1).integers(0, 7, 230):
+        shown.append(session.advance(Input(int(action))).image)
+    seen = 0
+    while seen < back and session.tick > 0:
+        tick = session.tick
+        image = session.advance(REWIND).image
+        np.testing.assert_array_equal(image, shown[session.tick])
+        assert tick - session.tick in (0, 1)
+        seen += tick - session.tick
+    assert session.tick == max(230 - back, 0)
+    if session.tick == 0:
+        session.advance(REWIND)
+    frame = session.frame
+    session.advance(press(Command.PAUSE))
+    assert session.mode == Mode.PAUSED
+    np.testing.assert_array_equal(session.frame.image, frame.image)
+    assert _state(session) == _recomputed(session)
+
+
+def test_rewinding_does_not_stutter() -> None:
+    session = _session()
+    _walk(session, 600)
+    for i in range(500):
+        session.advance(REWIND)
+        assert session.tick == 599 - i
+
+
+def test_after_rewinding_another_way_can_be_taken() -> None:
+    session = _session()
+    _walk(session, 100)
+    for _ in range(30):
+        session.advance(REWIND)
+    session.advance(Input(LEFT))
+    assert session.tick == 71
+    assert _state(session) == _recomputed(session)
+
+
+def test_memory_is_bounded_and_five_minutes_can_be_reached() -> None:
+    world = StubWorld(state_bytes=4 << 20)
+    session = _session(world=world)
+    assert session.history is not None
+    for _ in range(12_000):
+        session.advance(Input(FORWARD))
+    assert session.history.nbytes < 130 << 20
+    assert session.tick - session.history.floor >= 5 * 60 * 25
+    assert session.tick - session.history.floor <= HORIZON
+    gaps = np.diff(sorted(session.history._anchors))
+    assert gaps.max() < 600
+    assert world.steps == 12_000
+
+
+def test_seek_refuses_ticks_out_of_reach() -> None:
+    world = StubWorld()
+    history = History(world)
+    history.begin(world.reset())
+    with pytest.raises(ValueError, match="out of reach"):
+        history.seek(GRAIN)
+
+
+def test_slots_bring_back_the_moment_and_branch(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    _walk(session, 60)
+    session.advance(press(Command.PAUSE))
+    session.advance(press(Command.SAVE))
+    saved = _state(session)
+    session.advance(press(Command.PAUSE))
+    _walk(session, 40, seed=1)
+    session.advance(press(Command.RESTART))
+    session.advance(press(Command.PAUSE))
+    session.advance(press(Command.LOAD))
+    assert (_state(session), session.tick, session.seed) == (saved, 60, 5)
+    session.advance(press(Command.PAUSE))
+    assert _state(session) == _recomputed(session)
+
+
+def test_a_slot_survives_the_program(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    _walk(session, 50)
+    session.advance(press(Command.PAUSE))
+    for step in (press(Command.SLOT, "7"), press(Command.SAVE)):
+        session.advance(step)
+    saved = _state(session)
+    later = _session(tmp_path)
+    later.advance(press(Command.SLOT, "7"))
+    assert list(later.messages)[-1] == "slot 7: tick 50"
+    later.advance(press(Command.LOAD))
+    while later.mode == Mode.RECALLING:
+        later.advance(Input(LEFT))
+    assert (later.mode, later.tick, _state(later)) == (Mode.PAUSED, 50, saved)
+    assert "back at tick 50" in later.messages[-1]
+
+
+class PackingWorld(StubWorld):
+    """A world whose state can be written down."""
+
+    def pack_state(self, state: StubState) -> bytes:
+        numbers = [state.seed, state.scene, state.tick, state.digest]
+        return json.dumps(numbers).encode()
+
+    def unpack_state(self, data: bytes) -> StubState:
+        try:
+            seed, scene, tick, digest = json.loads(data)
+        except ValueError as err:
+            raise DataError("the state is broken") from err
+        return StubState(seed, scene, tick, digest, np.zeros((20, 32, 3), np.uint8), 1000)
+
+
+@pytest.mark.parametrize("damage", [None, "slot3.state", "slot3.png"])
+def test_a_packed_state_is_back_at_once_and_a_damaged_one_is_dreamt_again(
+    tmp_path: Path, damage: str | None
+) -> None:
+    session = _session(tmp_path, PackingWorld())
+    _walk(session, 50)
+    for asked in (press(Command.PAUSE), press(Command.SLOT, "3"), press(Command.SAVE)):
+        session.advance(asked)
+    saved, picture = _state(session), session.frame.image
+    if damage:
+        (tmp_path / "stub" / damage).write_bytes(b"rubbish")
+    later = _session(tmp_path, PackingWorld())
+    later.advance(press(Command.SLOT, "3"))
+    later.advance(press(Command.LOAD))
+    assert (later.mode == Mode.RECALLING) == bool(damage)
+    while later.mode == Mode.RECALLING:
+        later.advance(Input())
+    later.advance(press(Command.PAUSE)) if later.mode == Mode.PLAYING else None
+    assert later.history is not None
+    frame = later.frame if damage else later.history.anchor(50).frame
+    np.testing.assert_array_equal(frame.image, picture)
+    assert later.world.snapshot().hash() == saved or later.tick > 50
+    assert _state(later) == _recomputed(later)
+
+
+def test_rewinding_five_minutes_stays_within_its_memory() -> None:
+    world = StubWorld(state_bytes=3_200_000)
+    session = _session(world=world)
+    for _ in range(9000):
+        session.advance(Input(FORWARD))
+    assert session.history is not None
+    peak = held = 0
+    for _ in range(7500):
+        session.advance(REWIND)
+        rewind = session._rewind
+        assert rewind is not None
+        pictures = len(rewind._ready) + len(rewind._built or []) + len(session.history.recent)
+        held = session.history.nbytes + pictures * 160 * 256 * 3 + len(rewind.near) * world._bytes
+        peak = max(peak, held)
+    assert session.tick < 1500 + 15  # where a long stretch comes before a short one it may wait a little
+    assert peak < 200_000_000
+
+
+def test_bad_slots_are_one_message_each_and_play_goes_on(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    session.advance(press(Command.LOAD))
+    assert session.messages.pop() == "slot 1 is empty"
+    session.advance(press(Command.SAVE))
+    path = tmp_path / "stub" / "slot1.json"
+    good = path.read_text()
+    other = _session(tmp_path, StubWorld(weights="bb" * 32))
+    other.advance(press(Command.LOAD))
+    assert "another world or other weights" in other.messages[-1]
+    for text, reason in [
+        (good[:40], "broken"),
+        (good.replace('"schema": 1', '"schema": 9'), "newer"),
+        (good.replace('"seed": 5', '"seed": "x"'), "seed"),
+        (good.replace('"actions": [', '"actions": [[99, 1],'), "actions"),
+    ]:
+        path.write_text(text)
+        fresh = _session(tmp_path)
+        fresh.advance(press(Command.LOAD))
+        assert reason in fresh.messages[-1], text
+        assert fresh.mode == Mode.PLAYING
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_read_only_folder_is_a_message(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    session = _session(tmp_path)
+    session.advance(press(Command.SAVE))
+    assert "could not be saved" in session.messages[-1]
+
+
+def test_players_take_turns_and_a_list_hands_back() -> None:
+    world = StubWorld()
+    others = (lambda seed: RandomPlayer(ACTIONS, seed), lambda seed: Listed("script", [LEFT, LEFT]))
+    session = Session(world, others=others)
+    session.begin()
+    names = []
+    for _ in range(3):
+        session.advance(press(Command.PLAYER))
+        names.append(session.player.name)
+    assert names == ["random", "script", "you"]
+    session.player = Listed("script", [LEFT, LEFT])
+    for _ in range(3):
+        session.advance(Input(FORWARD))
+    assert session.history is not None
+    assert list(session.history.actions)[-3:] == [LEFT, LEFT, FORWARD]
+    assert session.player.name == "you"
+
+
+def test_a_screenshot_has_its_moment_beside_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    session = Session(StubWorld(), screenshots=tmp_path)
+    session.begin(seed=2)
+    _walk(session, 3)
+    session.advance(press(Command.PAUSE))
+    session.advance(press(Command.SCREENSHOT))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "stub-2-3.png")), session.frame.image)
+    assert (tmp_path / "stub-2-3.json").exists()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["walk", "rewind", "pause", "advance", "save", "load", "restart", "fast", "slow", "quick"]
+        ),
+        st.integers(1, 40),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_any_sequence_of_commands_ends_in_an_honest_moment(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    session = _session(tmp_path_factory.mktemp("slots"))
+    one = {
+        "pause": press(Command.PAUSE),
+        "advance": press(Command.ADVANCE, action=FORWARD),
+        "save": press(Command.SAVE),
+        "load": press(Command.LOAD),
+        "restart": press(Command.RESTART),
+        "slow": press(Command.SLOWER),
+        "quick": press(Command.FASTER),
+    }
+    for kind, count in steps:
+        if kind in one:
+            session.advance(one[kind])
+        else:
+            asked = {"walk": Input(count % 7), "rewind": REWIND, "fast": hold(Command.FAST_FORWARD)}[kind]
+            for _ in range(count):
+                session.advance(asked)
+    session.advance(Input(0))
+    assert session.history is not None
+    assert session.tick == session.history.tick
+    assert _state(session) == _recomputed(session)
+    assert session.frame.image[0, 0, 1] == session.tick % 256
+
+
+def test_read_only_error_is_a_data_error() -> None:
+    world = StubWorld()
+    with pytest.raises(DataError, match="empty"):
+        Slots(Path("nowhere"), world).load(3)
