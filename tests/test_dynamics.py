@@ -10,7 +10,7 @@ import torch
 from tiny import ACTIONS, TINY, tiny_model
 from world_model.dynamics import LayerState, Retrieved, Step, TrunkState
 from world_model.memory import KeyframeBank, describe
-from world_model.place import SEEN_CHANNELS, PlaceModel, Sight, compose, motion_between
+from world_model.place import SEEN_CHANNELS, Place, PlaceModel, Sight, compose, motion_between
 
 LATENT = (4, 2, 4)
 
@@ -173,16 +173,24 @@ class Compass(torch.nn.Module):
         return told[:, :, None, None].expand(-1, -1, *LATENT[1:])
 
 
+class Stroll(torch.nn.Module):
+    """Walks an arc whatever is pressed."""
+
+    def forward(self, place: Place, act: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([0.02, 0.0, 0.05]).expand_as(place.pose)
+
+
 def test_settling_finds_the_pose_from_which_the_map_shows_the_context() -> None:
     model = looking(Seer([0.3, 0.1, 0.2], 1e-2))  # sight is off by about a tenth
-    model.map = Compass()  # type: ignore[assignment]
+    model.map, model.motion = Compass(), Stroll()  # type: ignore[assignment]
     motion = torch.tensor([[0.02, 0.0, 0.05]])
     poses = [torch.tensor([[0.25, 0.05, 0.0]])]
-    for _ in range(7):
+    for _ in range(14):
         poses.append(compose(poses[-1], motion))
     z = model.map(torch.cat(poses))[None]
     path = [PlaceModel.nowhere(1, "cpu")._replace(motion=motion) for _ in poses]
-    settled = model.settle(path[-1], path, z, torch.Generator().manual_seed(0))
+    act = torch.zeros(1, 14, dtype=torch.long)
+    settled = model.settle(path, z, act, act, torch.Generator().manual_seed(0))
     torch.testing.assert_close(settled.pose, poses[-1], rtol=0, atol=0.01)
 
 

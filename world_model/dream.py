@@ -74,6 +74,9 @@ class DreamState:
         return [self.z, *self.place, *layers, *bank, self.phase]
 
 
+SETTLE_AT = (8, 31)
+"""Ticks after which a dream that only watches makes sure of its place, from what it has seen so far."""
+
 Timer = Callable[[str, float], None]
 
 
@@ -135,16 +138,19 @@ class DreamEngine:
             state, _ = self._trunk(state, actions[:, t])
             path.append(state.place)
             state = self.look(replace(state, z=z_BTChw[:, t + 1]))
-        return self._settle(state, path, z_BTChw)
+        return self.settle(state, path, z_BTChw, actions)
 
-    def _settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor) -> DreamState:
-        """Makes sure of the place once all of the context is seen."""
+    @torch.no_grad()
+    def settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor, act_BT: Tensor) -> DreamState:
+        """Makes sure of the place after some context; see `PlaceModel.settle`."""
         place = self.model.dynamics.place
         if place is None:
             return state
         generator = torch.Generator().manual_seed(state.seed % 2**63)
+        back = torch.arange(act_BT.shape[1], 0, -1, device=self.device)
+        phase = (state.phase[:, None] - back) % self.config.phases
         with self._precision():
-            return replace(state, place=place.settle(state.place, path, z_BTChw, generator))
+            return replace(state, place=place.settle(path, z_BTChw, act_BT, phase, generator))
 
     def look(self, state: DreamState) -> DreamState:
         """The present latent is a real frame's: a look at it tells where it was taken."""
@@ -232,12 +238,15 @@ class BatchDream:
         """One tick ahead from real frames: predictions of obs[:, 1:], (B, T - 1, H, W, 3)."""
         z = torch.stack([self.engine.encode(np.ascontiguousarray(o)) for o in obs])
         state = self.engine.start(z[:, :1], np.zeros((len(z), 0), np.int64), phase, self.seed)
-        frames = []
+        frames, path = [], [state.place]
+        actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         for t in range(act.shape[1]):
-            actions = torch.as_tensor(np.asarray(act[:, t]), dtype=torch.long, device=self.engine.device)
-            state = self.engine.tick(state, actions)
+            state = self.engine.tick(state, actions[:, t])
             frames.append(self.engine.decode(state.z))
+            path.append(state.place)
             state = self.engine.look(replace(state, z=z[:, t + 1]))
+            if t + 1 in SETTLE_AT:
+                state = self.engine.settle(state, path, z[:, : t + 2], actions[:, : t + 1])
         return np.stack(frames, 1)
 
     def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:

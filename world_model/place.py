@@ -35,7 +35,9 @@ SIGHT_CORRELATION = 8.0
 """Consecutive frames err alike; counted as independent, they would make the filter overconfident."""
 
 
-SETTLE_FRAMES = 4
+SETTLE_FROM = 10
+"""Frame whose pose is searched for. Before it, momentum from before the context is not yet known."""
+SETTLE_FRAMES = 5
 SETTLE_ROUNDS = ((0.06, 96), (0.02, 48), (0.007, 48), (0.003, 32))
 """Spread (half extents; twice that in radians) and number of the draws of each round of `settle`."""
 SETTLE_ELITE = 4
@@ -226,6 +228,15 @@ class Localizer(nn.Module):
         return Sight(pose, log_variance, direction)
 
 
+class _Walk(NamedTuple):
+    """A stretch of context: the place it starts at, act and phase (B, T - 1), z (B, T, C, h, w)."""
+
+    start: Place
+    act: Tensor
+    phase: Tensor
+    z: Tensor
+
+
 class PlaceModel(nn.Module):
     """All of the sense of place of one world."""
 
@@ -255,41 +266,63 @@ class PlaceModel(nn.Module):
         gain = place.variance / (place.variance + noise * outlier)
         return place._replace(pose=place.pose + gain * surprise, variance=(1 - gain) * place.variance)
 
-    def settle(self, place: Place, path: list[Place], z_BTChw: Tensor, generator: torch.Generator) -> Place:
-        """Sharpens the pose after a context by looking for the one from which the map shows the context.
+    def settle(
+        self, path: list[Place], z_BTChw: Tensor, act: Tensor, phase: Tensor, generator: torch.Generator
+    ) -> Place:
+        """Sharpens the place after a context by looking for the one from which the map shows the context.
 
-        path: the places at the T frames of the context; only their motions count here, which are exact
-        where their poses may not be. A cross-entropy search: candidates are what each frame's sight says
-        about the last frame's pose and draws around it, then ever closer draws around the best.
+        path: the places at the T frames; act, phase (B, T - 1). A cross-entropy search over the pose at an
+        early frame, when the walk had already told its speed: candidates are what each frame's sight says
+        about it and draws around them, then ever closer draws around the best. Each walks on from there
+        by the motion model, walls included, and is judged by what the map shows along its way.
         """
         batch, ticks = z_BTChw.shape[:2]
-        walked = [torch.zeros_like(place.pose)]
+        first = min(SETTLE_FROM, ticks - 1)
+        walked = [torch.zeros_like(path[0].pose)]
         for after in path[1:]:
             walked.append(compose(walked[-1], after.motion))
-        frames = sorted({round(i * (ticks - 1) / (SETTLE_FRAMES - 1)) for i in range(SETTLE_FRAMES)})
-        back = torch.stack([motion_between(walked[-1], walked[t]) for t in frames], 1)
-        seen = z_BTChw[:, frames]
         sighted = [
-            compose(self.localizer(z_BTChw[:, t]).pose, motion_between(walked[t], walked[-1]))
+            compose(self.localizer(z_BTChw[:, t]).pose, motion_between(walked[t], walked[first]))
             for t in range(ticks)
         ]
-        best = torch.stack((place.pose, *sighted), 1)
+        best = torch.stack((path[first].pose, *sighted), 1)
+        walk = _Walk(path[first], act[:, first:], phase[:, first:], z_BTChw[:, first:])
         for spread, count in SETTLE_ROUNDS:
             picks = torch.randint(0, best.shape[1], (count,), generator=generator).to(best.device)
             draws = torch.randn(batch, count, 3, generator=generator).to(best.device)
             unit = spread * torch.tensor([1.0, 1.0, 2.0], device=best.device)
             candidates = torch.cat((best, best[:, picks] + draws * unit), 1)
-            error = self._mismatch(candidates, back, seen)
-            elite = error.topk(SETTLE_ELITE, dim=1, largest=False).indices
+            error, ends = self._judge(candidates, walk)
+            elite = error.topk(min(SETTLE_ELITE, candidates.shape[1]), dim=1, largest=False).indices
             best = candidates.gather(1, elite[..., None].expand(-1, -1, 3))
-        return place._replace(pose=best[:, 0], variance=torch.full_like(place.variance, SETTLED))
+        rows = torch.arange(batch, device=best.device)
+        last = path[-1]
+        return last._replace(
+            pose=ends.pose[rows, elite[:, 0]],
+            motion=ends.motion[rows, elite[:, 0]],
+            variance=torch.full_like(last.variance, SETTLED),
+        )
 
-    def _mismatch(self, candidates_BN3: Tensor, back_BF3: Tensor, seen_BFChw: Tensor) -> Tensor:
-        """Mean squared error (B, N) of what the map shows along the path that ends at each candidate."""
-        poses = compose(candidates_BN3[:, :, None].expand(-1, -1, back_BF3.shape[1], -1), back_BF3[:, None])
-        shown = self.map(poses.flatten(0, 2))[:, : seen_BFChw.shape[2]]
-        shown = shown.unflatten(0, poses.shape[:3])
-        return (shown - seen_BFChw[:, None]).square().mean((2, 3, 4, 5))
+    def _judge(self, candidates_BN3: Tensor, walk: _Walk) -> tuple[Tensor, Place]:
+        """Mean squared error (B, N) of what the map shows along the walk from each candidate, and its end."""
+        batch, count = candidates_BN3.shape[:2]
+
+        def each(x: Tensor) -> Tensor:
+            return x[:, None].expand(-1, count, *x.shape[1:])
+
+        place = Place(
+            candidates_BN3, each(walk.start.motion), each(walk.start.variance), each(walk.start.history)
+        )
+        steps = walk.act.shape[1]
+        looks = {round(i * steps / (SETTLE_FRAMES - 1)) for i in range(SETTLE_FRAMES)}
+        error = candidates_BN3.new_zeros(batch, count)
+        for t in range(steps + 1):
+            if t in looks:
+                shown = self.map(place.pose.flatten(0, 1))[:, : walk.z.shape[2]].unflatten(0, (batch, count))
+                error = error + (shown - walk.z[:, t, None]).square().mean((2, 3, 4))
+            if t < steps:
+                place = self.move(place, each(walk.act[:, t]), each(walk.phase[:, t]))
+        return error / len(looks), place
 
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick with this action (F,), by dead reckoning."""
