@@ -205,16 +205,19 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where eval.json, eval.md and the pictures go.")] = Path("eval"),
     source: Annotated[str | None, typer.Option(help="The real game, for what only it can judge.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer windows.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Only what the card shows first.")] = False,
     head_steps: Annotated[int | None, typer.Option(min=1, max=8, help="Other than the world's own.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Write the scores into the world's card.")] = False,
 ) -> None:
     """Measures a world against held-out episodes of its real game."""
+    from world_model.evaluation.report import FIGURES
     from world_model.evaluation.report import evaluate as measure
     from world_model.evaluation.summary import summary_markdown
     from world_model.world import batch_dream
 
     dreamer = batch_dream(world, head_steps)
-    result = measure(dreamer, against, quick, out, source, progress=typer.echo)
+    plan = FIGURES if figures else None
+    result = measure(dreamer, against, quick, out, source, plan, typer.echo)
     typer.echo(summary_markdown(result))
     if card:
         from world_model.paths import find_world

@@ -227,10 +227,14 @@ class BatchDream:
 
     def step(self, act: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The next picture (B, H, W, 3) of each dream."""
+        return self.engine.decode(self.advance(act).z)
+
+    def advance(self, act: NDArray[np.int64]) -> DreamState:
+        """A tick that nobody looks at: dreamed, but not painted."""
         assert self._state is not None, "reset comes first"
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         self._state = self.engine.tick(self._state, actions)
-        return self.engine.decode(self._state.z)
+        return self._state
 
     def context_predictions(
         self, obs: NDArray[np.uint8], act: NDArray[np.int64], phase: NDArray[np.int64]

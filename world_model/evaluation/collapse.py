@@ -174,7 +174,7 @@ def _judge(
     meters = [EndMeter(means, turning(data.actions)) for _ in group]
     ticks = plan.shape[1]
     images = np.empty(0, np.uint8)
-    for k, images in enumerate(dream(dreamer, group, plan)):
+    for k, images in enumerate(dream(dreamer, group, plan, unseen=ticks - LOOK_AROUND - 1)):
         if k > max(0, ticks - LOOK_AROUND):
             for b, meter in enumerate(meters):
                 meter.add(images[b], int(plan[b, k - 1]))

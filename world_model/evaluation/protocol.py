@@ -94,19 +94,29 @@ def reals(clips: Sequence[Clip], tick: int) -> Images:
     return np.stack([c.real(tick) for c in clips])
 
 
-def dream(dreamer: Dreamer, clips: Sequence[Clip], actions: Ints | None = None) -> Iterator[Images]:
+def dream(
+    dreamer: Dreamer, clips: Sequence[Clip], actions: Ints | None = None, unseen: int = 0
+) -> Iterator[Images]:
     """Yields the dream's frames (B, H, W, 3) at ticks 0 (last context frame), 1, 2, ...
 
-    Feeds the recorded actions, or `actions` (B, ticks). Raises WorldError for a dreamer that returns
-    anything but uint8 pictures of the right shape: a broken frame never gets a score.
+    Feeds the recorded actions, or `actions` (B, ticks). The first `unseen` ticks may be dreamed without
+    being painted, where the dreamer offers `advance`; the last frame painted stands for them. Raises
+    WorldError for a dreamer that returns anything but uint8 pictures of the right shape: a broken frame
+    never gets a score.
     """
     obs, act, phase = context_of(clips)
     shape = (len(clips), *obs.shape[2:])
     if actions is None:
         actions = np.stack([np.asarray(c.future, np.int64) for c in clips])
-    yield check_frames(dreamer, dreamer.reset(obs, act, phase), shape)
-    for column in actions.T:
-        yield check_frames(dreamer, dreamer.step(column), shape)
+    frames = check_frames(dreamer, dreamer.reset(obs, act, phase), shape)
+    yield frames
+    blind = getattr(dreamer, "advance", None)
+    for tick, column in enumerate(actions.T, 1):
+        if tick <= unseen and blind is not None:
+            blind(column)
+        else:
+            frames = check_frames(dreamer, dreamer.step(column), shape)
+        yield frames
 
 
 def check_frames(dreamer: Dreamer, frames: Any, shape: tuple[int, ...]) -> Images:

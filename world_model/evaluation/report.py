@@ -50,6 +50,19 @@ class Plan:
 
 
 FULL = Plan()
+FIGURES = Plan(
+    windows=48,
+    ticks=128,
+    all_windows=0,
+    long_windows=24,
+    long_ticks=500,
+    starts=48,
+    turns=12,
+    walks=0,
+    realness_clips=0,
+    probe_windows=0,
+)
+"""What decides whether a checkpoint replaces another, and no more."""
 QUICK = Plan(
     windows=16,
     ticks=128,

@@ -6,7 +6,7 @@ reckoning from a start that is a little off.
 - `trunk`: parallel scheduled sampling. The trunk reads the clip without gradient, the context after a
   random cut is replaced by its own predictions shifted by a tick, up to three times over (each pass adds
   a tick of compounding), then one pass with gradient against the clean targets.
-- `head`: the same with the head learning beside the trunk; what is fed back are the head's samples.
+- `head`: the same with the trunk frozen; what is fed back are the head's samples.
 - `rollout`: clips are dreamed tick by tick as in play, with carried state, and both parts learn to
   get from each dreamed moment to the true next one.
 """
@@ -49,9 +49,11 @@ class DynamicsStageConfig:
 
 STAGES = {
     "trunk": DynamicsStageConfig("trunk", ticks=32, batch_size=12),
-    "head": DynamicsStageConfig("head", ticks=32, batch_size=12, train_head=True),
+    "head": DynamicsStageConfig(
+        "head", ticks=32, batch_size=12, max_passes=2, train_trunk=False, train_head=True
+    ),
     "rollout": DynamicsStageConfig(
-        "rollout", ticks=96, batch_size=6, context=16, train_head=True, sequential=True
+        "rollout", ticks=48, batch_size=8, context=8, train_head=True, sequential=True
     ),
 }
 

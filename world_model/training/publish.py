@@ -27,12 +27,14 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     save_world(folder, world, header["licence"], provenance, scores={})
     write_card(folder, world.config, run, provenance)
     chosen = choose_scenes(episodes, scenes)
-    for old in (folder / "scenes").glob("*.safetensors"):
+    for old in (folder / "scenes").glob("*"):
         old.unlink()
     for index, (episode, start) in enumerate(chosen):
         frames = np.array(episode.frames[start : start + SCENE_TICKS])
         actions = np.array(episode.actions[start : start + SCENE_TICKS - 1], np.int64)
-        save_scene(folder, Scene(f"scene{index + 1}", frames, actions, int(episode.phases[start])))
+        name = f"scene{index + 1}"
+        save_scene(folder, Scene(name, frames, actions, int(episode.phases[start])))
+        write_png(folder / "scenes" / f"{name}.png", np.ascontiguousarray(frames[-1, ::2, ::2]))
     write_png(folder / "thumbnail.png", np.array(chosen[0][0].frames[chosen[0][1] + SCENE_TICKS - 1]))
 
 
