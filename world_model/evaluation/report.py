@@ -51,13 +51,13 @@ class Plan:
 
 FULL = Plan()
 FIGURES = Plan(
-    windows=48,
+    windows=34,
     ticks=128,
     all_windows=0,
-    long_windows=24,
+    long_windows=17,
     long_ticks=500,
     starts=48,
-    turns=12,
+    turns=8,
     walks=0,
     realness_clips=0,
     probe_windows=0,

@@ -1,7 +1,7 @@
 """Stage `decoder`: the last step, tuning the decoder on what the dynamics really hand it.
 
 The encoder and the dynamics stay as they are. The decoder sees latents that the head painted beside clean
-ones, and is held to the texture of real frames: the energy of the Laplacian, block by block. Without
+ones, and is held to the texture of real frames: the energy of second differences, block by block. Without
 that term the mean of all possible grains is no grain, and walls turn to plastic.
 """
 
@@ -24,10 +24,12 @@ from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
 
-TEXTURE_WEIGHT = 0.03
+TEXTURE_WEIGHT = 0.05
+DREAM_TEXTURE_WEIGHT = 0.15
+"""Of latents that the head painted: a dream is smoother than its source and needs more help."""
 TEXTURE_BLOCK = 8
-TEXTURE_FLOOR = 2e-3
-"""Laplacian energy, of pictures in [-1, 1], below which a block counts as smooth."""
+TEXTURE_FLOOR = 5e-4
+"""Energy, of pictures in [-1, 1], below which a block counts as smooth."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ class DecoderStage:
             noised = clean + level * torch.randn_like(clean)
             out = self.model(torch.cat((noised, painted)).contiguous(memory_format=torch.channels_last))
         target = torch.cat((x, x))
-        texture = texture_loss(out, target)
-        loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
+        still, dreamed = texture_loss(out[: len(x)], x), texture_loss(out[len(x) :], x)
+        loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * still + DREAM_TEXTURE_WEIGHT * dreamed
         energy = laplacian(out).square().mean() / laplacian(target).square().mean()
-        return loss, {"texture": texture.item(), "energy": energy.item()}
+        return loss, {"still": still.item(), "dreamed": dreamed.item(), "energy": energy.item()}
 
     def preview(self, path: Path) -> dict[str, float]:
         still = self._still(self._world.tokenizer, path.with_name(path.stem + "-still.png"))
@@ -98,25 +100,39 @@ class DecoderStage:
 
     @torch.no_grad()
     def _paint(self, clips: Clips) -> Tensor:
-        """The head's latents (B, T, C, h, w) after one pass of feeding itself."""
+        """The head's latents (B, T, C, h, w) after two passes of feeding itself.
+
+        Half of the batches start from the map's own pictures instead of real latents: that is how smooth
+        a dream has become after some seconds.
+        """
         dynamics = self._world.dynamics
         pose = clips.past_pose
         pose = torch.zeros(*clips.past_age.shape, 3, device=self.device) if pose is None else pose
         retrieved = Retrieved(clips.past, clips.past_age, pose)
         z, step = clips.z[:, :-1], own_steps(dynamics, clips)
-        sampled = z
+        sampled, real = z, 4
+        if bool(torch.rand(()) < 0.5):
+            z, real = torch.cat((z[:, :1], step.seen[:, :-1, : z.shape[2]]), 1), 1
         for _ in range(2):
             out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
             sampled = paint(dynamics.head, z, out, self._world.config.head_steps)
-            z = torch.cat((z[:, :4], sampled[:, 3:-1]), 1)
+            z = torch.cat((z[:, :real], sampled[:, real - 1 : -1]), 1)
         return sampled
 
 
 def texture_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Difference of the log Laplacian energy of 8 x 8 blocks: too smooth costs as much as too rough."""
+    """Difference of the log energy of second differences along x and along y, in 8 x 8 blocks, at full and
+    half size: too smooth costs as much as too rough, and streaks must run the right way."""
+    pairs = zip(_energies(out_BCHW), _energies(target_BCHW), strict=True)
+    return torch.stack([(a - b).abs().mean() for a, b in pairs]).mean()
 
-    def energy(x: Tensor) -> Tensor:
-        blocks = F.avg_pool2d(laplacian(x).square().mean(1, keepdim=True), TEXTURE_BLOCK)
-        return (blocks + TEXTURE_FLOOR).log()
 
-    return (energy(out_BCHW) - energy(target_BCHW)).abs().mean()
+def _energies(x_BCHW: Tensor) -> list[Tensor]:
+    energies = []
+    for x in (x_BCHW, F.avg_pool2d(x_BCHW, 2)):
+        along_x = 2 * x[..., 1:-1] - x[..., :-2] - x[..., 2:]
+        along_y = 2 * x[..., 1:-1, :] - x[..., :-2, :] - x[..., 2:, :]
+        for bend in (along_x, along_y):
+            blocks = F.avg_pool2d(bend.square().mean(1, keepdim=True), TEXTURE_BLOCK)
+            energies.append((blocks + TEXTURE_FLOOR).log())
+    return energies
