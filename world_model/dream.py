@@ -254,5 +254,6 @@ class BatchDream:
         return np.stack(frames, 1)
 
     def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Frames (F, H, W, 3) encoded and decoded: the ceiling of every prediction."""
-        return self.engine.decode(self.engine.encode(np.ascontiguousarray(obs)))
+        """Frames (..., H, W, 3) encoded and decoded: the ceiling of every prediction."""
+        flat = np.ascontiguousarray(obs).reshape(-1, *obs.shape[-3:])
+        return self.engine.decode(self.engine.encode(flat)).reshape(obs.shape)
