@@ -166,9 +166,15 @@ def test_moving_keeps_the_history_and_adds_doubt() -> None:
 
 
 class Compass(torch.nn.Module):
-    """A map that shows its pose, plainly."""
+    """A map that shows its pose, plainly, of a place without walls."""
 
-    def forward(self, pose: torch.Tensor) -> torch.Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        place = tiny_model().dynamics.place
+        assert place is not None
+        self.surfaces = place.map.surfaces
+
+    def seen(self, pose: torch.Tensor) -> torch.Tensor:
         told = torch.stack((pose[:, 0], pose[:, 1], pose[:, 2].cos(), pose[:, 2].sin()), 1)
         return told[:, :, None, None].expand(-1, -1, *LATENT[1:])
 
@@ -176,7 +182,7 @@ class Compass(torch.nn.Module):
 class Stroll(torch.nn.Module):
     """Walks an arc whatever is pressed."""
 
-    def forward(self, place: Place, act: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+    def forward(self, place: Place, *_: object) -> torch.Tensor:
         return torch.tensor([0.02, 0.0, 0.05]).expand_as(place.pose)
 
 
@@ -187,7 +193,7 @@ def test_settling_finds_the_pose_from_which_the_map_shows_the_context() -> None:
     poses = [torch.tensor([[0.25, 0.05, 0.0]])]
     for _ in range(14):
         poses.append(compose(poses[-1], motion))
-    z = model.map(torch.cat(poses))[None]
+    z = model.map.seen(torch.cat(poses))[None]
     path = [PlaceModel.nowhere(1, "cpu")._replace(motion=motion) for _ in poses]
     act = torch.zeros(1, 14, dtype=torch.long)
     settled = model.settle(path, z, act, act, torch.Generator().manual_seed(0))

@@ -10,18 +10,20 @@ import torch
 from world_model.config import DynamicsConfig, TokenizerConfig, WorldConfig
 from world_model.data.episodes import Episode, write_episode
 from world_model.dream import WorldModel
+from world_model.place import DETAIL_CHANNELS, FINE_DETAIL
 from world_model.scenes import Scene, save_scene
 from world_model.types import Action
 from world_model.world import save_world
 
 WIDTH, HEIGHT = 64, 32
+LATENT_GRID = (2, 4)
 ACTIONS = (Action("idle"), Action("forward", ("up",)), Action("left", ("left",)), Action("right", ("right",)))
 
 TINY = WorldConfig(
     "tiny",
     ACTIONS,
     phases=5,
-    tokenizer=TokenizerConfig(WIDTH, HEIGHT, 4, (8, 8, 16), (16, 16, 8)),
+    tokenizer=TokenizerConfig(WIDTH, HEIGHT, 4, (8, 8, 16), (16, 16, 8), (DETAIL_CHANNELS, FINE_DETAIL)),
     dynamics=DynamicsConfig(
         conv_dim=16,
         conv_blocks=1,
@@ -35,7 +37,8 @@ TINY = WorldConfig(
         keyframes=6,
         retrieved=2,
         pose_octaves=2,
-        ray_dim=16,
+        plan_size=32,
+        paint_bits=(4, 5, 5, 6, 5, 6),
         head_dim_conv=16,
         head_blocks=1,
     ),
@@ -49,6 +52,8 @@ def tiny_model(seed: int = 0) -> WorldModel:
     for parameter in model.parameters():
         if not bool(parameter.detach().any()):
             torch.nn.init.normal_(parameter, std=0.2)
+    assert model.dynamics.place is not None
+    torch.nn.init.constant_(model.dynamics.place.map.surfaces.walls.embed, 0.02)  # room to walk everywhere
     return model
 
 
@@ -84,6 +89,7 @@ def tiny_data(root: Path, episodes: int = 3, ticks: int = 40) -> Path:
                 pose=np.cumsum(rng.normal(size=(ticks + 1, 3)), 0).astype(np.float32),
                 sound=None,
                 rewards=np.zeros(ticks, np.float32),
+                depth=rng.uniform(1, 4, (ticks + 1, HEIGHT // 4, WIDTH // 4)).astype(np.float16),
             )
             write_episode(root / split / f"ep_{i:010d}", episode)
     return root

@@ -18,6 +18,8 @@ class TokenizerConfig:
     encoder_channels: tuple[int, int, int] = (48, 96, 128)
     decoder_channels: tuple[int, int, int] = (128, 128, 48)
     """Channels on the grids 64 x 40, 32 x 20 and 16 x 10 (encoder), and back (decoder)."""
+    detail_dim: tuple[int, int] = (0, 0)
+    """Channels on the grids 64 x 40 and 128 x 80 that a map adds to what is decoded; 0 without a map."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -42,11 +44,18 @@ class DynamicsConfig:
     """Size of the bank; `retrieved` of them are read in a tick."""
     retrieved: int = 4
     pose: bool = True
-    """Whether the world has a sense of place, taught by the source's pose."""
+    """Whether the world has a sense of place, taught by the source's pose and depth."""
     pose_octaves: int = 6
-    ray_dim: int = 256
+    plan_size: int = 256
+    """Rows and columns of the floor plan of the map."""
+    paint_bits: tuple[int, ...] = (11, 14, 15, 16, 14, 16)
+    """Entries of each level of the map's paint, as powers of two."""
+    tile: float = 0.125
+    """Period of the textures, in half extents of the map."""
+    heights: tuple[float, float] = (-0.1, 0.2)
+    """Of floor and ceiling over the eye, in half extents of the map."""
     head_dim_conv: int = 112
-    head_blocks: int = 3
+    head_blocks: int = 2
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,33 @@ class DreamEngine:
             return self.model.tokenizer.encode(to_float(obs, self.device)).float()
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> NDArray[np.uint8]:
-        """Latents (F, C, h, w) -> uint8 (F, H, W, 3)."""
+    def decode(self, z: Tensor, pose: Tensor | None = None) -> NDArray[np.uint8]:
+        """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there."""
+        place, detail = self.model.dynamics.place, None
         with self._precision():
+            if place is not None and pose is not None:
+                detail = place.map.detail(pose)
             x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            return to_uint8(self.model.tokenizer.decode(x))
+            return to_uint8(self.model.tokenizer.decode(x, detail))
+
+    def show(self, state: DreamState) -> NDArray[np.uint8]:
+        """The pictures uint8 (B, H, W, 3) of a moment."""
+        return self.decode(state.z, state.place.pose)
+
+    def begin(self, z_BChw: Tensor, phase: NDArray[np.int64], seed: int = 0) -> DreamState:
+        """The state before anything was made of a first latent; phase (B,) as for `start`."""
+        batch = len(z_BChw)
+        latent = (z_BChw.shape[1], *self.config.tokenizer.grid)
+        return DreamState(
+            z=z_BChw,
+            place=PlaceModel.nowhere(batch, self.device),
+            trunk=self.model.dynamics.trunk.init_state(batch, self.device),
+            bank=KeyframeBank.empty(batch, self.config.dynamics.keyframes, latent, self.device),
+            phase=torch.as_tensor(phase, dtype=torch.long, device=self.device) % self.config.phases,
+            attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
+            tick=0,
+            seed=seed,
+        )
 
     @torch.no_grad()
     def start(
@@ -119,18 +141,7 @@ class DreamEngine:
 
         phase (B,) is the clock position of the first of these transitions.
         """
-        batch = z_BTChw.shape[0]
-        latent = (z_BTChw.shape[2], *self.config.tokenizer.grid)
-        state = DreamState(
-            z=z_BTChw[:, 0],
-            place=PlaceModel.nowhere(batch, self.device),
-            trunk=self.model.dynamics.trunk.init_state(batch, self.device),
-            bank=KeyframeBank.empty(batch, self.config.dynamics.keyframes, latent, self.device),
-            phase=torch.as_tensor(phase, dtype=torch.long, device=self.device) % self.config.phases,
-            attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
-            tick=0,
-            seed=seed,
-        )
+        state = self.begin(z_BTChw[:, 0], phase, seed)
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.device)
         state = self.look(state)
         path = [state.place]
@@ -223,11 +234,11 @@ class BatchDream:
         """obs (B, T, H, W, 3), act (B, T - 1), phase (B,) -> the last context frame, encoded and decoded."""
         z = torch.stack([self.engine.encode(np.ascontiguousarray(o)) for o in obs])
         self._state = self.engine.start(z, act, phase, self.seed)
-        return self.engine.decode(self._state.z)
+        return self.engine.show(self._state)
 
     def step(self, act: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The next picture (B, H, W, 3) of each dream."""
-        return self.engine.decode(self.advance(act).z)
+        return self.engine.show(self.advance(act))
 
     def advance(self, act: NDArray[np.int64]) -> DreamState:
         """A tick that nobody looks at: dreamed, but not painted."""
@@ -246,7 +257,7 @@ class BatchDream:
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         for t in range(act.shape[1]):
             state = self.engine.tick(state, actions[:, t])
-            frames.append(self.engine.decode(state.z))
+            frames.append(self.engine.show(state))
             path.append(state.place)
             state = self.engine.look(replace(state, z=z[:, t + 1]))
             if t + 1 in SETTLE_AT:

@@ -333,7 +333,7 @@ class Dynamics(nn.Module):
         super().__init__()
         self.config, self.grid = config, grid
         sizes = (latent_dim, grid, actions, phases)
-        self.place = PlaceModel(*sizes, config.ray_dim, config.pose_octaves) if config.pose else None
+        self.place = PlaceModel(*sizes, config) if config.pose else None
         self.trunk = Trunk(config, *sizes)
         self.head = Head(config, latent_dim)
 
@@ -342,7 +342,7 @@ class Dynamics(nn.Module):
         if self.place is None:
             seen = place.pose.new_zeros(len(place.pose), SEEN_CHANNELS, *self.grid)
             return Step(place.pose * 0, place.motion * 0, seen)
-        return Step(place.pose, place.motion, self.place.map(place.pose))
+        return Step(place.pose, place.motion, self.place.map.seen(place.pose))
 
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick; the same where a world has no sense of place."""

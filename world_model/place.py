@@ -5,8 +5,7 @@ that makes a room that room. A world whose source tells poses therefore learns t
 
 - `Localizer`: where was this picture taken, and how sure is that?
 - `MotionModel`: how does an action move the player from here? (walls included)
-- `Map`: what is seen from there? A light field network (Sitzmann et al., 2021) over the lines of sight
-  of the picture's columns, painted as a latent.
+- `Map`: what is seen from there? Surfaces and their paint (`field.py`), read along lines of sight.
 
 While a dream looks at real frames, a Kalman filter fuses what it sees with how it moved; afterwards it
 goes by its own motion. Nothing outside the model sets the pose, so a dream starts from pictures alone.
@@ -24,11 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from world_model.config import DynamicsConfig
+from world_model.field import COARSE_CHANNELS, FINE_CHANNELS, FREE, ROOM, Surfaces, Walls, compass
+
 MOTION_UNIT = (0.02, 0.02, 0.1)
 """What a network's output of one means: a fiftieth of the half extent, a tenth of a radian."""
 HISTORY = 6
 """Past actions that the motion model sees: turning starts slowly and walking has momentum."""
 SEEN_CHANNELS = 64
+DETAIL_CHANNELS = 64
+FINE_DETAIL = 32
+FEELERS = (0.02, 0.04, 0.07)
+"""Distances from the player at which the motion model feels for walls."""
 DRIFT = 1e-6
 """Variance that a tick of dead reckoning adds."""
 SIGHT_CORRELATION = 8.0
@@ -38,9 +44,12 @@ SIGHT_CORRELATION = 8.0
 SETTLE_FROM = 10
 """Frame whose pose is searched for. Before it, momentum from before the context is not yet known."""
 SETTLE_FRAMES = 5
-SETTLE_ROUNDS = ((0.06, 96), (0.02, 48), (0.007, 48), (0.003, 32))
+SETTLE_ROUNDS = ((0.06, 96), (0.025, 48), (0.012, 48), (0.006, 48), (0.003, 32), (0.0015, 32))
 """Spread (half extents; twice that in radians) and number of the draws of each round of `settle`."""
 SETTLE_ELITE = 4
+SHARPEN_ROUNDS = ((0.004, 48), (0.002, 48), (0.001, 32))
+SHARPEN_BACK = (0, 2, 5, 9)
+"""And of the search for the end pose alone, by the frames so many ticks before the end."""
 SETTLED = 1e-5
 """Variance of a settled pose."""
 
@@ -114,20 +123,22 @@ class PoseEmbedding(nn.Module):
 
 
 class MotionModel(nn.Module):
-    """(place, action, phase) -> the motion (..., 3) of the tick."""
+    """(place, action, phase) -> the motion (..., 3) of the tick.
 
-    def __init__(self, actions: int, phases: int, octaves: int, dim: int = 256) -> None:
+    It knows no coordinates, only how far walls are around the player, so it moves alike everywhere.
+    """
+
+    def __init__(self, actions: int, phases: int, dim: int = 256) -> None:
         super().__init__()
-        self.octaves = octaves
         self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
         self.embed_phase = nn.Embedding(phases, 8)
-        inputs = 4 * octaves + 12 + 5 + 8 * (HISTORY + 1) + 8
+        inputs = 8 * len(FEELERS) + 8 + 5 + 8 * (HISTORY + 1) + 8
         self.layers = nn.Sequential(
             nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
         )
         self.out = nn.Linear(dim, 3)
 
-    def forward(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
+    def forward(self, place: Place, act: Tensor, phase: Tensor, walls: Walls) -> Tensor:
         unit = torch.tensor(MOTION_UNIT, device=act.device)
         pose, motion = place.pose, place.motion
         # Walls stop what runs into them, so the last motion is told in the map's frame as well.
@@ -135,9 +146,10 @@ class MotionModel(nn.Module):
         dx, dy = motion[..., 0] * cos - motion[..., 1] * sin, motion[..., 0] * sin + motion[..., 1] * cos
         none = self.embed_action.num_embeddings - 1
         actions = torch.cat((place.history, act[..., None]), -1)
+        around = torch.cat([compass(radius, act.device) for radius in FEELERS])
         told = (
-            fourier(pose[..., :2], self.octaves),
-            harmonics(pose[..., 2], 6),
+            walls(pose[..., None, :2] + around).detach() / FREE,
+            harmonics(pose[..., 2], 4),
             motion / unit,
             torch.stack((dx, dy), -1) / unit[:2],
             self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2),
@@ -146,56 +158,90 @@ class MotionModel(nn.Module):
         return self.out(self.layers(torch.cat(told, -1))).float() * unit
 
 
-class RayField(nn.Module):
-    """Features of what stands along the line of sight of each column: pose (F, 3) -> (F, C, rows, columns).
+class Detail(NamedTuple):
+    """What the map gives the decoder: coarse (F, DETAIL_CHANNELS, 4 h, 4 w) and fine (F, FINE_DETAIL,
+    8 h, 8 w)."""
 
-    The field of view is learned; it starts at 90 degrees.
-    """
+    coarse: Tensor
+    fine: Tensor
 
-    def __init__(self, rows: int, columns: int, dim: int, octaves: int, depth: int = 3) -> None:
+
+class Glance(nn.Module):
+    """What is read along two by two lines of sight in each cell of the latent -> SEEN_CHANNELS features."""
+
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.rows, self.octaves = rows, octaves
-        offsets = 1 - (torch.arange(columns) + 0.5) * 2 / columns
-        self.embed_bearing = nn.Parameter(torch.atan(offsets))
-        self.embed = nn.Linear(8 * octaves + 16 + 4, dim)
-        self.hidden = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim)) for _ in range(depth)
+        self.latent_dim, c = latent_dim, SEEN_CHANNELS
+        self.enter = nn.Sequential(
+            nn.Conv2d(COARSE_CHANNELS, c, 1), nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * c, c, 1)
         )
-        self.out = nn.Linear(dim, SEEN_CHANNELS * rows)
-
-    def forward(self, pose_F3: Tensor) -> Tensor:
-        angle = pose_F3[:, 2:] + self.embed_bearing  # (F, columns)
-        x, y = pose_F3[:, 0:1].expand_as(angle), pose_F3[:, 1:2].expand_as(angle)
-        # Where the ray passes (its distance from the origin) and how far along it the player stands.
-        across, along = x * angle.sin() - y * angle.cos(), x * angle.cos() + y * angle.sin()
-        line = torch.stack((x, y, across, along), -1)
-        h = self.embed(torch.cat((fourier(line, self.octaves), harmonics(angle, 8), line), -1))
-        for layer in self.hidden:
-            h = h + layer(F.silu(h))
-        seen: Tensor = self.out(F.silu(h)).unflatten(-1, (SEEN_CHANNELS, self.rows))
-        return seen.permute(0, 2, 3, 1)
-
-
-class Map(nn.Module):
-    """What is seen from a pose (F, 3): SEEN_CHANNELS features, the first of them a latent in (-1, 1)."""
-
-    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int, octaves: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        self.rays = RayField(*grid, dim, octaves)
-        c = SEEN_CHANNELS
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
-            for _ in range(2)
+            for _ in range(1)
         )
         self.out = nn.Conv2d(c, c, 3, padding=1)
 
-    def forward(self, pose_F3: Tensor) -> Tensor:
-        h = self.rays(pose_F3)
+    def forward(self, read: Tensor) -> Tensor:
+        h = self.enter(_like(read, self.out))
         for block in self.blocks:
             h = h + block(h)
         out = self.out(F.silu(h)).float()
         return torch.cat((out[:, : self.latent_dim].tanh(), out[:, self.latent_dim :]), 1)
+
+
+class Gaze(nn.Module):
+    """What is read along a line of sight for each 4 x 4 and each 2 x 2 pixels -> `Detail`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        d, f = DETAIL_CHANNELS, FINE_DETAIL
+        self.coarse = nn.Sequential(
+            nn.Conv2d(COARSE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, d, 3, padding=1)
+        )
+        self.choose = nn.Conv2d(d, 4 * f, 1)
+        self.fine = nn.Sequential(nn.Conv2d(FINE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, f, 1))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Conv2d(f, f, 3, padding=1), nn.SiLU(), nn.Conv2d(f, f, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, read: Tensor, read_fine: Tensor) -> Detail:
+        coarse = self.coarse(_like(read, self.choose))
+        # The coarse levels choose among the textures that share the tiles.
+        choice = F.pixel_shuffle(self.choose(F.silu(coarse)), 2)
+        fine = self.fine(_like(read_fine, self.choose)) * (1 + choice)
+        for block in self.blocks:
+            fine = fine + block(fine)
+        return Detail(coarse, fine)
+
+
+class Map(nn.Module):
+    """What is seen from a pose, coarsely for the trunk and finely for the decoder."""
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], config: DynamicsConfig) -> None:
+        super().__init__()
+        self.grid = grid
+        self.surfaces = Surfaces(config.plan_size, config.paint_bits, config.tile, config.heights)
+        self.glance, self.gaze = Glance(latent_dim), Gaze()
+
+    def seen(self, pose_F3: Tensor) -> Tensor:
+        """(F, SEEN_CHANNELS, h, w), the first of them a latent in (-1, 1)."""
+        rows, columns = self.grid
+        read = self.surfaces.read(pose_F3, 2 * rows, 2 * columns)
+        seen: Tensor = self.glance(read)
+        return seen
+
+    def detail(self, pose_F3: Tensor) -> Detail:
+        """What the decoder is given."""
+        rows, columns = self.grid
+        coarse = self.surfaces.read(pose_F3, 4 * rows, 4 * columns)
+        fine = self.surfaces.read(pose_F3, 8 * rows, 8 * columns, fine=True)
+        detail: Detail = self.gaze(coarse, fine)
+        return detail
+
+
+def _like(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    return x.to(layer.weight.dtype, memory_format=torch.channels_last)
 
 
 class Localizer(nn.Module):
@@ -237,16 +283,37 @@ class _Walk(NamedTuple):
     z: Tensor
 
 
+def _scatter(best_BK3: Tensor, spread: float, count: int, generator: torch.Generator) -> Tensor:
+    """The best poses so far and `count` draws around them, (B, K + count, 3)."""
+    batch, device = len(best_BK3), best_BK3.device
+    picks = torch.randint(0, best_BK3.shape[1], (count,), generator=generator).to(device)
+    draws = torch.randn(batch, count, 3, generator=generator).to(device)
+    unit = spread * torch.tensor([1.0, 1.0, 2.0], device=device)
+    return torch.cat((best_BK3, best_BK3[:, picks] + draws * unit), 1)
+
+
+def _elite(candidates_BN3: Tensor, error_BN: Tensor, count: int) -> Tensor:
+    """The `count` candidates with the least error, best first."""
+    count = min(count, candidates_BN3.shape[1])
+    chosen = error_BN.topk(count, dim=1, largest=False).indices
+    return candidates_BN3.gather(1, chosen[..., None].expand(-1, -1, 3))
+
+
 class PlaceModel(nn.Module):
     """All of the sense of place of one world."""
 
     def __init__(
-        self, latent_dim: int, grid: tuple[int, int], actions: int, phases: int, dim: int, octaves: int
+        self,
+        latent_dim: int,
+        grid: tuple[int, int],
+        actions: int,
+        phases: int,
+        config: DynamicsConfig,
     ) -> None:
         super().__init__()
         self.localizer = Localizer(latent_dim, grid)
-        self.motion = MotionModel(actions, phases, octaves)
-        self.map = Map(latent_dim, grid, dim, octaves)
+        self.motion = MotionModel(actions, phases)
+        self.map = Map(latent_dim, grid, config)
 
     @staticmethod
     def nowhere(batch: int, device: torch.device | str) -> Place:
@@ -276,7 +343,7 @@ class PlaceModel(nn.Module):
         about it and draws around them, then ever closer draws around the best. Each walks on from there
         by the motion model, walls included, and is judged by what the map shows along its way.
         """
-        batch, ticks = z_BTChw.shape[:2]
+        ticks = z_BTChw.shape[1]
         first = min(SETTLE_FROM, ticks - 1)
         walked = [torch.zeros_like(path[0].pose)]
         for after in path[1:]:
@@ -288,23 +355,45 @@ class PlaceModel(nn.Module):
         best = torch.stack((path[first].pose, *sighted), 1)
         walk = _Walk(path[first], act[:, first:], phase[:, first:], z_BTChw[:, first:])
         for spread, count in SETTLE_ROUNDS:
-            picks = torch.randint(0, best.shape[1], (count,), generator=generator).to(best.device)
-            draws = torch.randn(batch, count, 3, generator=generator).to(best.device)
-            unit = spread * torch.tensor([1.0, 1.0, 2.0], device=best.device)
-            candidates = torch.cat((best, best[:, picks] + draws * unit), 1)
-            error, ends = self._judge(candidates, walk)
-            elite = error.topk(min(SETTLE_ELITE, candidates.shape[1]), dim=1, largest=False).indices
-            best = candidates.gather(1, elite[..., None].expand(-1, -1, 3))
-        rows = torch.arange(batch, device=best.device)
+            candidates = _scatter(best, spread, count, generator)
+            best = _elite(candidates, self._judge(candidates, walk), SETTLE_ELITE)
+        track = self._walk(best[:, 0], walk)
         last = path[-1]
         return last._replace(
-            pose=ends.pose[rows, elite[:, 0]],
-            motion=ends.motion[rows, elite[:, 0]],
+            pose=self._sharpen(torch.stack([p.pose for p in track], 1), walk.z, generator),
+            motion=track[-1].motion,
             variance=torch.full_like(last.variance, SETTLED),
         )
 
-    def _judge(self, candidates_BN3: Tensor, walk: _Walk) -> tuple[Tensor, Place]:
-        """Mean squared error (B, N) of what the map shows along the walk from each candidate, and its end."""
+    def _sharpen(self, track_BT3: Tensor, z_BTChw: Tensor, generator: torch.Generator) -> Tensor:
+        """The end of a track (B, 3), moved with the track's last stretch to where the map shows that best.
+
+        What the walk got a little wrong on its way no longer counts here.
+        """
+        batch, ticks = track_BT3.shape[:2]
+        looks = [max(0, ticks - 1 - back) for back in SHARPEN_BACK]
+        end = track_BT3[:, -1:]
+        offsets = motion_between(end.expand(-1, len(looks), -1), track_BT3[:, looks])
+        target = z_BTChw[:, looks]
+        best = end
+        for spread, count in SHARPEN_ROUNDS:
+            candidates = _scatter(best, spread, count, generator)
+            poses = compose(candidates[:, :, None], offsets[:, None])
+            shown = self.map.seen(poses.flatten(0, 2))[:, : target.shape[2]]
+            shown = shown.unflatten(0, (batch, -1, len(looks)))
+            error = (shown - target[:, None]).square().mean((2, 3, 4, 5))
+            best = _elite(candidates, error, SETTLE_ELITE)
+        return best[:, 0]
+
+    def _walk(self, start_B3: Tensor, walk: _Walk) -> list[Place]:
+        """The places along a walk from a pose."""
+        places = [walk.start._replace(pose=start_B3)]
+        for t in range(walk.act.shape[1]):
+            places.append(self.move(places[-1], walk.act[:, t], walk.phase[:, t]))
+        return places
+
+    def _judge(self, candidates_BN3: Tensor, walk: _Walk) -> Tensor:
+        """Mean squared error (B, N) of what the map shows along the walk from each candidate."""
         batch, count = candidates_BN3.shape[:2]
 
         def each(x: Tensor) -> Tensor:
@@ -318,14 +407,35 @@ class PlaceModel(nn.Module):
         error = candidates_BN3.new_zeros(batch, count)
         for t in range(steps + 1):
             if t in looks:
-                shown = self.map(place.pose.flatten(0, 1))[:, : walk.z.shape[2]].unflatten(0, (batch, count))
+                shown = self.map.seen(place.pose.flatten(0, 1))[:, : walk.z.shape[2]].unflatten(
+                    0, (batch, count)
+                )
                 error = error + (shown - walk.z[:, t, None]).square().mean((2, 3, 4))
             if t < steps:
                 place = self.move(place, each(walk.act[:, t]), each(walk.phase[:, t]))
-        return error / len(looks), place
+        return error / len(looks)
 
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick with this action (F,), by dead reckoning."""
-        motion = self.motion(place, act, phase)
+        walls = self.map.surfaces.walls
+        motion = self.motion(place, act, phase, walls)
+        pose = _stay_out(place.pose, compose(place.pose, motion), walls)
         history = torch.cat((place.history[..., 1:], act[..., None]), -1)
-        return Place(compose(place.pose, motion), motion, place.variance + DRIFT, history)
+        return Place(pose, motion_between(place.pose, pose), place.variance + DRIFT, history)
+
+
+def _stay_out(start: Tensor, end: Tensor, walls: Walls) -> Tensor:
+    """`end`, or where sliding along a wall leads when `end` lies within one: nobody gets through walls."""
+    ways = torch.stack(
+        (
+            end[..., :2],
+            torch.stack((end[..., 0], start[..., 1]), -1),
+            torch.stack((start[..., 0], end[..., 1]), -1),
+        ),
+        -2,
+    )
+    free = walls(ways).detach() > ROOM
+    here = torch.where(free[..., 2:], ways[..., 2, :], start[..., :2])
+    here = torch.where(free[..., 1:2], ways[..., 1, :], here)
+    here = torch.where(free[..., :1], ways[..., 0, :], here)
+    return torch.cat((here, end[..., 2:]), -1)

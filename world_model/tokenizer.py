@@ -57,7 +57,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, C, 10, 16) -> picture (B, 3, 160, 256), about [-1, 1]."""
+    """Latent (B, C, 10, 16) -> picture (B, 3, 160, 256), about [-1, 1].
+
+    In a world with a map it may be given the map's detail on the grids 64 x 40 and 128 x 80 as well: then the
+    detail paints, and the latent corrects it.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -79,10 +83,36 @@ class Decoder(nn.Module):
             nn.Conv2d(fine, 48, 3, padding=1),
             nn.PixelShuffle(4),
         )
+        self.detail = DetailPainter(config.detail_dim, fine) if all(config.detail_dim) else None
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.layers(z_BCHW)
+    def forward(self, z_BCHW: Tensor, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if detail is None or self.detail is None:
+            out: Tensor = self.layers(z_BCHW)
+        else:
+            x = self.layers[:FINE](z_BCHW) + self.detail.enter(detail[0])
+            correction = F.pixel_shuffle(self.detail.correct(self.layers[FINE:-2](x)), 4)
+            out = self.detail.paint(detail[1]) + correction
         return out.float()
+
+
+FINE = 10
+"""First of the decoder's layers on its finest grid."""
+
+
+class DetailPainter(nn.Module):
+    """How the decoder uses the detail of a map; starts by painting from the detail alone."""
+
+    def __init__(self, detail_dim: tuple[int, int], fine: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(detail_dim[0], fine, 1)
+        self.correct = nn.Conv2d(fine, 48, 1)
+        self.out = nn.Conv2d(detail_dim[1], 12, 3, padding=1)
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]
+
+    def paint(self, fine: Tensor) -> Tensor:
+        """Fine detail (B, D, h, w) -> picture (B, 3, 2 h, 2 w)."""
+        return F.pixel_shuffle(self.out(F.silu(fine)), 2)
 
 
 class Tokenizer(nn.Module):
@@ -98,8 +128,8 @@ class Tokenizer(nn.Module):
         z: Tensor = self.encoder(x_BCHW)
         return z
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        x: Tensor = self.decoder(z_BCHW)
+    def decode(self, z_BCHW: Tensor, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x: Tensor = self.decoder(z_BCHW, detail)
         return x
 
 

@@ -185,6 +185,7 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
     observations = [first, *(obs for _, obs in steps)]
     poses = [obs.pose for obs in observations]
     sounds = [obs.sound for _, obs in steps]
+    depths = [obs.depth for obs in observations]
     last = observations[-1]
     header = {
         "source": source.name,
@@ -205,4 +206,5 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
         pose=None if poses[0] is None else np.stack([p for p in poses if p is not None]),
         sound=None if not sounds or sounds[0] is None else np.stack([s for s in sounds if s is not None]),
         rewards=np.array([obs.reward for _, obs in steps], np.float32),
+        depth=None if depths[0] is None else np.stack([d for d in depths if d is not None]),
     )

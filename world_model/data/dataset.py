@@ -91,6 +91,11 @@ class LatentDataset:
         pose = self.episodes[index].pose
         return None if pose is None else ((pose - self._origin) / self._scale).astype(np.float32)
 
+    def depth(self, episode: Episode, tick: int) -> NDArray[np.float32]:
+        """Depth (H / 4, W / 4) of a frame in half extents of the map."""
+        assert episode.depth is not None, "this source tells no depth"
+        return (episode.depth[tick].astype(np.float32) / self._scale[0]).astype(np.float32)
+
     def sample(self, rng: np.random.Generator, batch: int, ticks: int, keyframes: int) -> Clips:
         """Random clips of `ticks` transitions from random episodes."""
         weights = np.array([max(0, len(e) - ticks) for e in self.episodes], np.float64)

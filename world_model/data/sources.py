@@ -19,6 +19,8 @@ class Observation:
     image: uint8 (H, W, 3). pose: float32 (3,) of x, y in map units and heading in radians,
     counter-clockwise, or None. sound: int16 (samples, channels) of the tick that led here, or None.
     phase: position of the *next* transition in the clock that maps the game's own rate to 25 Hz.
+    depth: float16 (H / 4, W / 4), distance of the picture's every fourth pixel perpendicular to the picture
+    plane, in map units, or None. For training alone: a dream never sees it.
     clearance: rough distance in map units to what stands left, ahead and right in the picture, where the
     source has a depth buffer; for walkers, never recorded.
     """
@@ -30,6 +32,7 @@ class Observation:
     terminated: bool = False
     truncated: bool = False
     phase: int = 0
+    depth: NDArray[np.float16] | None = None
     clearance: tuple[float, float, float] | None = None
 
 

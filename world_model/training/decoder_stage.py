@@ -19,14 +19,17 @@ from torch.nn import functional as F
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
+from world_model.place import Detail
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
 from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
 
-TEXTURE_WEIGHT = 0.05
-DREAM_TEXTURE_WEIGHT = 0.15
-"""Of latents that the head painted: a dream is smoother than its source and needs more help."""
+TEXTURE_WEIGHT = 0.15
+"""Of pictures that are decoded with the map's detail, or from latents that the head painted."""
+POSE_ERROR = 0.0005
+"""Standard deviation of the pose, in half extents. The detail is held to where the picture was taken: a dream
+that stands a little elsewhere must show that place sharply, not the blur of both."""
 TEXTURE_BLOCK = 8
 TEXTURE_FLOOR = 5e-4
 """Energy, of pictures in [-1, 1], below which a block counts as smooth."""
@@ -41,8 +44,18 @@ class DecoderBatch:
     frames: NDArray[np.uint8]
 
 
+def drawing(world: WorldModel) -> nn.ModuleDict:
+    """What this stage trains: the decoder and, with a map, how its fine paint is read."""
+    parts: dict[str, nn.Module] = {"decoder": world.tokenizer.decoder}
+    if world.dynamics.place is not None:
+        map_ = world.dynamics.place.map
+        parts |= {"gaze": map_.gaze, "paint": map_.surfaces.fine}
+    return nn.ModuleDict(parts)
+
+
 class DecoderStage:
-    """Half of each batch are clean latents under noise, half are the head's own samples."""
+    """Each picture is decoded three times: from its latent under noise alone, from that with the detail of
+    the map, and from what the head painted with the detail of the map."""
 
     name = "decoder"
 
@@ -61,7 +74,8 @@ class DecoderStage:
         self._world, self._data, self._preview, self._still = world, data, preview, still
         self._batch_size, self._clip_ticks, self._per_clip = batch_size, clip_ticks, per_clip
         world.requires_grad_(False)
-        self.model: nn.Module = world.tokenizer.decoder.requires_grad_(True)
+        self.model: nn.Module = drawing(world).requires_grad_(True)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, rng: np.random.Generator, done: float) -> DecoderBatch:
         picks = rng.choice(len(self._data.episodes), self._batch_size)
@@ -87,16 +101,32 @@ class DecoderStage:
             painted = self._paint(clips)[rows, ticks].flatten(0, 1)
             level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
             noised = clean + level * torch.randn_like(clean)
-            out = self.model(torch.cat((noised, painted)).contiguous(memory_format=torch.channels_last))
+            detail = self._detail(clips, rows, ticks)
+            decode = self._world.tokenizer.decode
+            alone = decode(_last(noised))
+            out = decode(_last(torch.cat((noised, painted))), detail)
         target = torch.cat((x, x))
-        still, dreamed = texture_loss(out[: len(x)], x), texture_loss(out[len(x) :], x)
-        loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * still + DREAM_TEXTURE_WEIGHT * dreamed
+        texture = texture_loss(out, target)
+        loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
+        loss = loss + 0.5 * reconstruction_loss(alone, x)
         energy = laplacian(out).square().mean() / laplacian(target).square().mean()
-        return loss, {"still": still.item(), "dreamed": dreamed.item(), "energy": energy.item()}
+        miss = (out - target).square().mean((1, 2, 3)).chunk(2)
+        metrics = {"still": miss[0].mean().item(), "dreamed": miss[1].mean().item()}
+        return loss, metrics | {"texture": texture.item(), "energy": energy.item()}
 
     def preview(self, path: Path) -> dict[str, float]:
         still = self._still(self._world.tokenizer, path.with_name(path.stem + "-still.png"))
         return still | self._preview(self._world, path)
+
+    def _detail(self, clips: Clips, rows: Tensor, ticks: Tensor) -> Detail | None:
+        """The map's detail at each decoded picture, twice over; None without a map."""
+        place = self._world.dynamics.place
+        if place is None or clips.pose is None:
+            return None
+        pose = clips.pose[:, 1:][rows, ticks].flatten(0, 1)
+        unit = torch.tensor([1.0, 1.0, 2.0], device=pose.device)
+        detail = place.map.detail(pose + POSE_ERROR * unit * torch.randn_like(pose))
+        return Detail(*(torch.cat((d, d)) for d in detail))
 
     @torch.no_grad()
     def _paint(self, clips: Clips) -> Tensor:
@@ -118,6 +148,10 @@ class DecoderStage:
             sampled = paint(dynamics.head, z, out, self._world.config.head_steps)
             z = torch.cat((z[:, :real], sampled[:, real - 1 : -1]), 1)
         return sampled
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def texture_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:

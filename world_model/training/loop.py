@@ -20,6 +20,9 @@ from world_model.training.optim import Optimizer, build_optimizer
 
 Batch = TypeVar("Batch")
 
+LONGEST_STEP = 20.0
+"""No step is counted as longer than so many average ones."""
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -152,9 +155,15 @@ class Trainer(Generic[Batch]):
         if bool(torch.isfinite(norm)):
             self.optimizer.step(factor)
             self._update_average()
-        self.progress.step += 1
-        self.progress.seconds += time.monotonic() - start
+        self._count(time.monotonic() - start)
         return {"loss": loss.item(), "grad": norm.item(), "lr": factor * self.config.lr} | metrics
+
+    def _count(self, seconds: float) -> None:
+        """A machine suspended in mid-step must not take that time for training and skip the annealing."""
+        if self.progress.step >= 10:
+            seconds = min(seconds, LONGEST_STEP * self.progress.seconds / self.progress.step)
+        self.progress.step += 1
+        self.progress.seconds += seconds
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -7,6 +7,8 @@ Newton-Schulz steps. `torch.optim.Muon` takes matrices alone; convolution kernel
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -85,19 +87,27 @@ class Optimizer:
 def build_optimizer(model: nn.Module, lr: float, muon_lr: float, weight_decay: float) -> Optimizer:
     """Kernels and matrices between hidden layers to Muon when `muon_lr` > 0, the rest to AdamW.
 
-    No weight decay on vectors, nor on Mamba's A_log, dt_bias and D.
+    No weight decay on vectors, nor on Mamba's A_log, dt_bias and D. A parameter with an attribute `rate` is
+    an entry of a table that few examples touch: its own multiple of the learning rate, and no weight decay.
     """
     hidden, plain, vectors = [], [], []
+    tables: dict[float, list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        if p.ndim < 2 or getattr(p, "_no_weight_decay", False):
+        if hasattr(p, "rate"):
+            tables.setdefault(p.rate, []).append(p)
+        elif p.ndim < 2 or getattr(p, "_no_weight_decay", False):
             vectors.append(p)
         elif muon_lr > 0 and "embed" not in name and min(p.shape[0], p[0].numel()) >= 16:
             hidden.append(p)
         else:
             plain.append(p)
-    groups = [{"params": plain, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": plain, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        *({"params": t, "weight_decay": 0.0, "lr": lr * rate, "eps": 1e-12} for rate, t in tables.items()),
+    ]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95))
     parts: list[torch.optim.Optimizer] = [adamw]
     if hidden:

@@ -24,10 +24,11 @@ from world_model.data.dataset import LatentDataset, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
 from world_model.dream import WorldModel
-from world_model.training.decoder_stage import DecoderStage
+from world_model.place import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.training.decoder_stage import DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage
 from world_model.training.loop import Stage, StageConfig, Trainer
-from world_model.training.place_stage import PlaceStage
+from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
 from world_model.types import DataError
@@ -44,6 +45,9 @@ RATES = {
     "decoder": (5e-4, 0.004),
 }
 """Learning rates of AdamW and Muon."""
+TILE_UNITS, EYE_UNITS, ROOM_UNITS, PIXEL_ASPECT = 64.0, 41.0, 128.0, 1.2
+"""Doom's period of textures, height of the eye and of a room in map units, and how much higher than wide its
+pixels are meant to be: a picture that ignores it shows everything so much taller."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class TrainConfig:
     episodes: int | None = None
     """Use at most so many training episodes."""
     compile: bool = False
+    start: Path | None = None
+    """Another run: a stage that begins takes from it the weights that have the same name and shape."""
     preview_seconds: float = 900.0
 
 
@@ -120,6 +126,8 @@ class _Material:
         device = self.config.device
         for earlier in ORDER[: ORDER.index(name)]:
             _load_stage(self.world, self.config.run, earlier)
+        if self.config.start is not None:
+            _load_stage(self.world, self.config.start, name, partly=True)
         if name == "tokenizer":
             stage = TokenizerStage(self.world.config.tokenizer, self.train, self.val, device)
             self.world.tokenizer = stage.model
@@ -171,20 +179,31 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     actions = source.actions
     source.close()
     config = WorldConfig(name, actions, phases=header["phases"])
-    if episodes[0].pose is None:
+    if episodes[0].pose is None or episodes[0].depth is None:
         return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, pose=False))
     places = np.concatenate([e.pose[:, :2] for e in episodes if e.pose is not None])
     low, high = places.min(0), places.max(0)
     centre = (low + high) / 2
-    scale = float((high - low).max() / 2)
+    scale = round(float((high - low).max() / 2), 1)
+    up = PIXEL_ASPECT / scale
     return dataclasses.replace(
         config,
+        dynamics=dataclasses.replace(
+            config.dynamics,
+            tile=TILE_UNITS / scale,
+            heights=(-EYE_UNITS * up, (ROOM_UNITS - EYE_UNITS) * up),
+        ),
+        tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
         pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
-        pose_scale=round(scale, 1),
+        pose_scale=scale,
     )
 
 
-def _load_stage(world: WorldModel, run: Path, name: str) -> None:
+def _load_stage(world: WorldModel, run: Path, name: str, partly: bool = False) -> None:
+    """Lays the averaged weights of a stage, if it was trained, over the world's.
+
+    `partly`: take what has the same name and shape, and leave the rest as it is.
+    """
     path = run / f"{name}.safetensors"
     if not path.exists():
         return
@@ -192,12 +211,17 @@ def _load_stage(world: WorldModel, run: Path, name: str) -> None:
     average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
     parts: dict[str, nn.Module | None] = {
         "tokenizer": world.tokenizer,
-        "decoder": world.tokenizer.decoder,
-        "place": world.dynamics.place,
+        "decoder": drawing(world),
+        "place": map_making(world),
     }
     part = parts.get(name, world.dynamics)
     assert part is not None, f"{path} is of a world with poses"
-    part.load_state_dict(average)
+    if partly:
+        own = part.state_dict()
+        average = {k: v for k, v in average.items() if k in own and own[k].shape == v.shape}
+        if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
+            average = {k: v for k, v in average.items() if not k.startswith("place.")}
+    part.load_state_dict(average, strict=not partly)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
