@@ -1,7 +1,8 @@
 """The way from a start to the present tick, and how to come back to any tick of it exactly.
 
 Not every state is kept: anchors, some ticks apart, are restored and stepped forward with the recorded
-actions, which gives the same bytes. Thinned by a budget of bytes, so memory is bounded.
+actions, which gives the same bytes. Thinned by a budget of bytes, so memory is bounded. Ticks that nobody
+sees on the way are not painted, where the world can leave that out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,20 @@ HORIZON = 6 * 60 * FPS
 
 RECENT = 2 * GRAIN
 """The last pictures are kept, so that rewinding begins at once."""
+
+
+def stepper(world: Any) -> Callable[[int, bool], Frame]:
+    """`step(action, paint)` of a world; one without `paint` paints every tick, asked or not."""
+
+    def step(action: int, paint: bool) -> Frame:
+        frame: Frame = world.step(action) if paint else world.step(action, paint=False)
+        return frame
+
+    def paint_all(action: int, paint: bool) -> Frame:
+        frame: Frame = world.step(action)
+        return frame
+
+    return step if hasattr(world, "paint") else paint_all
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class History:
 
     def __init__(self, world: Any, budget: int = 120 << 20) -> None:
         self._world, self._budget = world, budget
+        self._step = stepper(world)
         self.actions: array[int] = array("i")
         self._anchors: dict[int, Anchor] = {}
         self._bytes = 0
@@ -100,7 +116,8 @@ class History:
         self._world.restore(known[start].state)
         frame = known[start].frame
         for t in range(start, tick):
-            frame = self._world.step(self.actions[t])
+            frame = self._step(self.actions[t], False)
+        frame = frame.painted()
         self._cut(tick, frame)
         return frame
 
@@ -137,7 +154,8 @@ class History:
 
 class Rewind:
     """Goes back tick by tick, smoothly: while one stretch is shown backwards, the one before it is
-    computed forwards, a few steps a tick. Then `history.seek(rewind.tick, rewind.near)` resumes play.
+    computed forwards, a few steps a tick. Pictures are painted as they are shown. Then
+    `history.seek(rewind.tick, rewind.near)` resumes play.
     """
 
     STEPS = 2
@@ -145,12 +163,13 @@ class Rewind:
 
     def __init__(self, world: Any, history: History) -> None:
         self._world, self._history = world, history
+        self._step = stepper(world)
         self.tick = history.tick
         self.near: dict[int, Anchor] = {}
         shown = list(history.recent)
         self._ready: list[Frame] = shown[:-1]
         """Frames of the ticks just before `tick`, oldest first."""
-        self._frame = shown[-1]
+        self._frame = shown[-1].painted()
         self._target = self.tick - len(self._ready)
         """The earliest tick whose frame is ready; the stretch before it is built next."""
         self._target_start = self._target
@@ -161,7 +180,7 @@ class Rewind:
         """The picture one tick earlier; the same one again where it is not ready, or at the earliest."""
         self._build()
         if self._ready:
-            self._frame = self._ready.pop()
+            self._frame = self._ready.pop().painted()
             self.tick -= 1
             self._history.drop_anchors_after(self.tick)
             for later in [t for t in self.near if t > self.tick]:
@@ -176,7 +195,7 @@ class Rewind:
             at = self._target_start + len(self._built)
             if at >= self._target:
                 break
-            frame = self._world.step(self._history.actions[at - 1])
+            frame = self._step(self._history.actions[at - 1], False)
             if at % (2 * GRAIN) == 0:
                 self.near[at] = Anchor(self._world.snapshot(), frame)
             self._built.append(frame)

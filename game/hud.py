@@ -27,6 +27,7 @@ MEANINGS: dict[Command, str] = {
     Command.SLOT: "choose a slot",
     Command.PLAYER: "who plays",
     Command.VIDEO: "film",
+    Command.CLIP: "keep the last 30 s",
     Command.SCREENSHOT: "screenshot",
     Command.MEMORY: "show the memory",
     Command.HUD: "show figures",
@@ -40,10 +41,10 @@ MEANINGS: dict[Command, str] = {
 }
 THUMB = (64, 40)
 SHORT = {
-    "up": "↑",
-    "down": "↓",
-    "left": "←",
-    "right": "→",
+    "up": "Up",
+    "down": "Down",
+    "left": "Left",
+    "right": "Right",
     "escape": "Esc",
     "return": "Enter",
     "backspace": "Backspace",
@@ -258,6 +259,8 @@ def _badges(state: HudState) -> tuple[tuple[str, Color], ...]:
         badges.append((state.mode, ACCENT))
     if state.speed != 1:
         badges.append((f"{100 * state.speed:g} % speed", ACCENT))
+    if state.level == Level.HALF_PICTURES:
+        badges.append(("every second picture", MUTED))
     if state.slowed < 0.99:
         badges.append((f"slow motion {100 * state.slowed:.0f} %: this machine is busy", BAD))
     return tuple(badges)

@@ -32,6 +32,7 @@ class Command(StrEnum):
     SLOT = "slot"
     PLAYER = "player"
     VIDEO = "video"
+    CLIP = "clip"
     HELP = "help"
     HUD = "hud"
     MEMORY = "memory"
@@ -70,6 +71,7 @@ DEFAULT_COMMANDS: dict[Command, tuple[str, ...]] = {
     Command.SLOT: tuple("0123456789"),
     Command.PLAYER: ("t",),
     Command.VIDEO: ("v",),
+    Command.CLIP: ("f6",),
     Command.HELP: ("h", "f1"),
     Command.HUD: ("f2",),
     Command.MEMORY: ("m",),

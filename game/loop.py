@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from game.budget import Governor, Level
 from game.clock import Clock, Percentiles, Sections
 from game.keys import Command, Input
-from game.recorder import SessionLog
 from game.session import Session
 from game.video import LiveFilm
 from world_model.types import FPS, Frame, ReverieError
@@ -77,6 +76,8 @@ class Summary:
     missed: int
     longest_stall: float
     seconds: float
+    notes: list[str] = field(default_factory=list)
+    """What else is to be said, as where an episode was kept."""
 
     def lines(self) -> list[str]:
         """A small table for people."""
@@ -90,7 +91,7 @@ class Summary:
         for name, stats in [*self.sections.stats.items(), ("latency", self.latency)]:
             p = stats.summary()
             rows.append(f"{name:<10}{p['p50']:8.2f}{p['p95']:8.2f}{p['p99']:8.2f}{stats.max:8.2f}")
-        return rows
+        return rows + self.notes
 
 
 class Loop:
@@ -113,9 +114,11 @@ class Loop:
         self.hud = HudState()
         self._ticks = 0
         self._polled: float | None = None
+        self._unseen: float | None = None
+        """The poll after which a key may have been pressed that no picture shows yet."""
         self._fps_mark = (0.0, 0)
         self._message_left = 0
-        self._stepped: Frame | None = None
+        self._counted: dict[str, float] | None = None
         self.leaving = Command.QUIT
         """What ended the loop: QUIT, PICKER for another world, or TWIN for the real game beside it."""
 
@@ -138,7 +141,8 @@ class Loop:
         woke = self.clock.now()
         with self.sections.measure("poll"):
             asked = self.front.poll()
-        before, self._polled = self._polled, self.clock.now()
+        self._unseen = self._unseen or self._polled
+        self._polled = self.clock.now()
         for command in (Command.QUIT, Command.PICKER, Command.TWIN):
             if asked.asks(command):
                 self.leaving = command
@@ -148,14 +152,19 @@ class Loop:
         self._count_world(frame)
         self._film(frame, asked.asks(Command.VIDEO))
         self._update_hud(frame)
+        if frame.info.painted:  # else the screen shows the picture before, and goes on to
+            self._show(frame)
+        self._end_tick(woke, frame.info.painted)
+        return True
+
+    def _show(self, frame: Frame) -> None:
         with self.sections.measure("draw"):
             self.front.draw(frame, self.hud)
         with self.sections.measure("present"):
             self.front.flip()
-        self._end_tick(woke)
-        if before is not None:
-            self.latency.add(1e3 * (self.clock.now() - before))
-        return True
+        if self._unseen is not None:
+            self.latency.add(1e3 * (self.clock.now() - self._unseen))
+            self._unseen = None
 
     def _film(self, frame: Frame, toggle: bool) -> None:
         """Begins or ends a film where asked, and hands the picture to one that runs."""
@@ -181,17 +190,18 @@ class Loop:
 
     def _count_world(self, frame: Frame) -> None:
         """The world's own sections, once for each new frame."""
-        if frame is not self._stepped:
-            self._stepped = frame
+        if frame.info.ms is not self._counted:
+            self._counted = frame.info.ms
             for name, ms in frame.info.ms.items():
                 self.sections.add("world" if name == "total" else name, ms)
 
-    def _end_tick(self, woke: float) -> None:
+    def _end_tick(self, woke: float, painted: bool) -> None:
         work = 1e3 * (self.clock.now() - woke)
         self._ticks += 1
         self.sections.add("tick", work)
         if self.governor is not None and not self.session.fast:
-            self.hud.level = self.governor.observe(work)
+            self.hud.level = self.governor.observe(work, painted)
+            self.session.paint_every = self.governor.paint_every
             self.clock.period = self.governor.period_ms / 1e3
             self.hud.slowed = self.governor.budget_ms / self.governor.period_ms
 
@@ -225,8 +235,9 @@ class Loop:
 
     def _next_message(self) -> None:
         for log in self.session.logs:
-            if isinstance(log, SessionLog) and log.error:
-                self.session.messages.append(log.error)
+            error = getattr(log, "error", None)
+            if error:
+                self.session.messages.append(error)
                 self.session.logs.remove(log)
                 break
         self._message_left -= 1

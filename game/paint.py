@@ -17,6 +17,8 @@ GOOD: Color = (126, 211, 150)
 BAD: Color = (242, 120, 110)
 PANEL = (14, 16, 22, 205)
 LINE = (255, 255, 255, 28)
+FINER = 4
+"""Text is drawn so many times larger than it is shown."""
 
 
 class Painter:
@@ -38,7 +40,12 @@ class Painter:
             self._texts.clear()
 
     def px(self, size: float) -> int:
+        """A length in pixels, at least one."""
         return max(1, round(size * self.unit))
+
+    def shift(self, size: float) -> int:
+        """A distance to either side, in pixels."""
+        return round(size * self.unit)
 
     def text(self, text: str, size: float = 16, color: Color = TEXT) -> pygame.Surface:
         """A rendered line."""
@@ -46,10 +53,20 @@ class Painter:
         if key not in self._texts:
             if len(self._texts) >= self.CACHE:
                 self._texts.clear()
-            if key[1] not in self._fonts:
-                self._fonts[key[1]] = pygame.font.Font(None, key[1])
-            self._texts[key] = self._fonts[key[1]].render(text, True, color)
+            self._texts[key] = self._render(*key)
         return self._texts[key]
+
+    def _render(self, text: str, size: int, color: Color) -> pygame.Surface:
+        """Drawn large and made small: at small sizes the font snaps letters to whole pixels, which spaces
+        them unevenly.
+        """
+        if size not in self._fonts:
+            self._fonts[size] = pygame.font.Font(None, FINER * size)
+        large = self._fonts[size].render(text, True, color)
+        width, height = large.get_size()
+        if width == 0:  # no text: nothing that could be scaled
+            return large
+        return pygame.transform.smoothscale(large, (max(width // FINER, 1), max(height // FINER, 1)))
 
     def panel(self, width: int, height: int, radius: float = 10) -> pygame.Surface:
         """An empty translucent panel."""

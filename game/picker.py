@@ -30,8 +30,10 @@ class Menu(Protocol):
 
 
 def columns_for(count: int) -> int:
-    """Cards beside each other: all of a few, else a grid."""
-    return count if count <= MAX_COLUMNS else min(MAX_COLUMNS, -(-count // 2))
+    """Cards beside each other: all of a few, else a grid whose last row is as full as can be."""
+    if count <= MAX_COLUMNS:
+        return count
+    return min((MAX_COLUMNS, MAX_COLUMNS - 1), key=lambda columns: -count % columns)
 
 
 def move(chosen: int, key: str, count: int, columns: int) -> int:

@@ -7,19 +7,22 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from game.bindings import KEYS_NAME, read_bindings
 from game.budget import Governor
+from game.clip import LastSeconds
 from game.clock import Clock, FreeClock
+from game.episode_log import EpisodeLog, check_seed
 from game.keys import Command, default_bindings
 from game.loop import Loop, Summary
 from game.picker import pick_start
 from game.players import Listed, Player, RandomPlayer, Wanderer, player_for
 from game.recorder import LOG_NAME, SessionLog, new_recording
 from game.replay import check_world, read_recording, timeline
-from game.session import Session
+from game.session import Log, Session
 from game.slots import Slots, home
 from game.trace import MAX_SPANS, write_trace
 from game.video import LiveFilm
@@ -56,6 +59,8 @@ class Options:
     trace: Path | None = None
     keys: Path | None = None
     home: Path | None = None
+    out: Path | None = None
+    """With `source`: the data set that the session is added to; None: `root`/episodes/<source>."""
 
     @property
     def root(self) -> Path:
@@ -125,11 +130,14 @@ def open_world(options: Options, load: Callable[[str], Any]) -> Any:
     name = str(options.world)
     if options.source is None and not options.twin:
         return load(name)
-    from game.twin import SourceWorld, TwinWorld
+    from game.source_world import SourceWorld
+    from game.twin import TwinWorld
     from world_model.data.sources import make_source
 
     if options.source is not None:
         return SourceWorld(make_source(options.source))
+    if options.scene is not None:
+        raise ValueError("--scene: a twin begins where the real game does, which --seed chooses")
     dream = load(name)
     return TwinWorld(dream, make_source(str(dream.info.provenance.get("source", dream.info.name))))
 
@@ -177,13 +185,35 @@ def make_session(options: Options, world: Any) -> Session:
             f"no scene {scene!r} in {world.info.name}; there are: {', '.join(world.info.scenes)}"
         )
     slots = Slots(root / "slots", world)
-    # A twin's dream begins from the real game, which a log of seed and actions does not hold.
-    keep = options.log and not options.twin
-    logs = [SessionLog(new_recording(root / "recordings", world.info.name), world)] if keep else []
+    logs = _logs(options, world, seed) if options.log else []
+    last = LastSeconds(world) if hasattr(world, "snapshot") else None
+    logs += [last] if last else []
+    keep_last = partial(last.save_in, root / "clips") if last else None
     shots = root / "screenshots"
-    session = Session(world, player, logs, slots, time.perf_counter, (wander, random), screenshots=shots)
+    session = Session(
+        world,
+        player,
+        logs,
+        slots,
+        time.perf_counter,
+        (wander, random),
+        screenshots=shots,
+        keep_last=keep_last,
+    )
     session.begin(seed, scene)
     return session
+
+
+def _logs(options: Options, world: Any, seed: int) -> list[Log]:
+    """The log that replays the session; for a real game also the episode that can be trained on."""
+    if options.source is not None:
+        check_seed(seed)
+    folder = new_recording(options.root / "recordings", world.info.name)
+    logs: list[Log] = [SessionLog(folder, world, getattr(world, "origin", None))]
+    if options.source is not None:
+        kind = world.info.name.removesuffix("-source")
+        logs.append(EpisodeLog(options.out or options.root / "episodes" / kind, world))
+    return logs
 
 
 def _play(options: Options, world: Any, window: Window, note: str) -> tuple[Command, Summary]:
@@ -206,9 +236,12 @@ def _play(options: Options, world: Any, window: Window, note: str) -> tuple[Comm
     try:
         summary = loop.run(options.ticks)
     finally:
+        notes: list[str] = []
         for log in session.logs:
-            if isinstance(log, SessionLog):
+            if isinstance(log, SessionLog | EpisodeLog):
                 log.close()
+            if isinstance(log, EpisodeLog):
+                notes += [*log.notes, *([log.error] if log.error else [])]
         if options.trace and loop.sections.spans is not None:
             write_trace(options.trace, loop.sections.spans)
-    return loop.leaving, summary
+    return loop.leaving, replace(summary, notes=notes)

@@ -13,6 +13,9 @@ from world_model.types import Action, DataError, Image
 
 MAX_SCRIPT_TICKS = 10_000_000
 
+RESEED = "reseed"
+"""The action of a twin that begins its dream again. Players that choose by chance never take it."""
+
 
 class Player(Protocol):
     """Chooses the action of the next tick, from the last picture and what the person holds."""
@@ -38,7 +41,7 @@ class RandomPlayer:
 
     def __init__(self, actions: Sequence[Action], seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
-        self._count, self._action, self._left = len(actions), 0, 0
+        self._count, self._action, self._left = len(_moves(actions)), 0, 0
 
     def act(self, human: int, image: Image | None) -> int:
         if self._left == 0:
@@ -64,7 +67,7 @@ class Wanderer:
         turns = [keys[frozenset({k})] for k in ("left", "right") if frozenset({k}) in keys]
         curves = [keys[frozenset({"up", k})] for k in ("left", "right") if frozenset({"up", k}) in keys]
         ahead = keys.get(frozenset({"up"}))
-        everything = list(range(len(actions)))
+        everything = _moves(actions)
         self._ahead = everything if ahead is None else [ahead]
         self._turns, self._curves = turns or everything, curves or self._ahead
         self._plan: list[int] = []
@@ -94,6 +97,11 @@ class Wanderer:
         small = image[::8, ::8].astype(np.int16)
         moved = self._last is None or float(np.abs(small - self._last).mean()) > self.STILL
         self._last, self._stuck = small, 0 if moved else self._stuck + 1
+
+
+def _moves(actions: Sequence[Action]) -> list[int]:
+    """Actions that act on the world itself. What is left out is the last one, so indices stay."""
+    return [i for i, action in enumerate(actions) if action.name != RESEED]
 
 
 class Listed:

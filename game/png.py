@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from world_model.files import write_atomic
-from world_model.types import DataError, Image
+from world_model.types import Image
 
 
 def png_bytes(image: Image, text: dict[str, str] | None = None, level: int = 6) -> bytes:
@@ -30,22 +30,6 @@ def png_bytes(image: Image, text: dict[str, str] | None = None, level: int = 6) 
 def write_png(path: Path, image: Image, text: dict[str, str] | None = None) -> None:
     """Writes atomically. Raises DataError where the disk refuses."""
     write_atomic(path, [png_bytes(image, text)])
-
-
-def read_own_png(path: Path, width: int, height: int) -> Image:
-    """A picture that `write_png` wrote. Raises DataError for any other file."""
-    try:
-        data = path.read_bytes()[: 64 << 20]
-        at = data.index(b"IDAT", 0, 4096)
-        packed = data[at + 4 : at + 4 + int.from_bytes(data[at - 4 : at], "big")]
-        size = height * (1 + 3 * width)
-        rows = np.frombuffer(zlib.decompressobj().decompress(packed, size + 1), np.uint8)
-        rows = rows.reshape(height, 1 + 3 * width)
-    except (OSError, ValueError, zlib.error) as err:
-        raise DataError(f"{path}: it is no picture of {width} x {height} ({err})") from err
-    if not (rows[:, 0] == 1).all():
-        raise DataError(f"{path}: another program wrote this picture")
-    return np.add.accumulate(rows[:, 1:].reshape(height, width, 3), axis=1, dtype=np.uint8)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -8,6 +8,9 @@ most the last one. Records:
     {"start": {"seed": 0, "scene": null, "actions": [[action, times], ...], "picture": crc}}
     {"tick": 1, "action": 2, "picture": crc}             and now and then "state": hash after this tick
     {"rewind": 120}                                      back to tick 120, what came after it is forgotten
+
+A tick that was dreamed but not painted has no "picture". A clip's starts (`game.clip`) also have "state",
+and may have "file": a packed state beside the log, from which it goes on at once.
 """
 
 from __future__ import annotations
@@ -40,6 +43,11 @@ def picture_crc(image: Image) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data)
 
 
+def picture_record(frame: Frame) -> dict[str, int]:
+    """What a record says of the picture: nothing where it was not painted, as a replay would show another."""
+    return {"picture": picture_crc(frame.image)} if frame.info.painted else {}
+
+
 class SessionLog:
     """Writes the log of a session. Where the disk refuses, it stops and says so in `error`: play goes on."""
 
@@ -57,21 +65,21 @@ class SessionLog:
                 self._file = (folder / LOG_NAME).open("xb")
         except OSError as err:
             self._stop(err)
-        self._write(_header(world) | (extra or {}))
+        self.write(_header(world) | (extra or {}))
 
     def start(self, seed: int, scene: str | None, actions: Sequence[int], frame: Frame) -> None:
         runs = run_lengths(tuple(actions))
-        crc = picture_crc(frame.image)
-        self._write({"start": {"seed": seed, "scene": scene, "actions": runs, "picture": crc}})
+        picture = picture_record(frame)
+        self.write({"start": {"seed": seed, "scene": scene, "actions": runs} | picture})
 
     def tick(self, tick: int, action: int, frame: Frame) -> None:
-        record: dict[str, Any] = {"tick": tick, "action": action, "picture": picture_crc(frame.image)}
+        record: dict[str, Any] = {"tick": tick, "action": action} | picture_record(frame)
         if self._hashes and tick % HASH_EVERY == 0:
             record["state"] = self._world.snapshot().hash()
-        self._write(record)
+        self.write(record)
 
     def rewind(self, tick: int) -> None:
-        self._write({"rewind": tick})
+        self.write({"rewind": tick})
 
     def close(self) -> None:
         if self._file is not None:
@@ -81,7 +89,8 @@ class SessionLog:
                 self._stop(err)
             self._file = None
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record."""
         if self._file is None:
             return
         payload = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from game.history import History
+from game.history import History, stepper
 from game.recorder import LOG_NAME, SCHEMA, picture_crc
-from game.slots import unroll
+from game.slots import read_state, unroll
 from world_model.types import DataError, Frame
 
 MAX_LINE = 64 << 20
+STATE_NAME = re.compile(r"start\d{1,4}\.state")
+"""A file beside the log: nothing that a recording names may lie elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def check_world(recording: Recording, world: Any) -> str:
     """
     header, info = recording.header, world.info
     names = [action.name for action in world.actions]
-    if header["actions"] != names:
+    if header["actions"] != names[: len(header["actions"])]:  # a twin has one more than its dream
         raise DataError(f"{recording.path}: it belongs to the world {header['world']!r}, not {info.name!r}")
     reasons = []
     if header["weights_sha256"] != info.weights_sha256:
@@ -113,7 +116,7 @@ def replay(
     for tick, frame, record in _dream(recording, world):
         show(frame)
         compared += "tick" in record
-        if record.get("picture") != picture_crc(frame.image):
+        if "picture" in record and record["picture"] != picture_crc(frame.image):
             return compared, Difference(tick, "the picture", reason)
         if "state" in record and record["state"] != world.snapshot().hash():
             return compared, Difference(tick, "the state", reason)
@@ -152,12 +155,25 @@ def _start(recording: Recording, world: Any, start: Any) -> tuple[Frame, tuple[i
     if not isinstance(start, dict) or type(start.get("seed")) is not int:
         raise DataError(f"{recording.path}: a start without a seed")
     actions = unroll(recording.path, start.get("actions"), len(world.actions))
+    state = _packed(recording, world, start)
+    if state is not None:
+        world.restore(state)
+        return world.paint(state), actions
     scene = start.get("scene")
     seed = start["seed"]
     frame = world.reset(seed=seed) if scene is None else world.reset(seed=seed, scene=scene)
+    step = stepper(world)
     for action in actions:
-        frame = world.step(action)
-    return frame, actions
+        frame = step(action, False)
+    return frame.painted(), actions
+
+
+def _packed(recording: Recording, world: Any, start: dict[str, Any]) -> Any:
+    """The state that a clip's start keeps beside the log; None where the way there must be dreamt."""
+    name, state_hash = start.get("file"), start.get("state")
+    if not isinstance(name, str) or not STATE_NAME.fullmatch(name) or not isinstance(state_hash, str):
+        return None
+    return read_state(recording.path.with_name(name), world, state_hash)
 
 
 def _rewind(recording: Recording, history: History, tick: Any, world: Any) -> None:

@@ -12,9 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from game.history import History, Rewind
+from game.history import History, Rewind, stepper
 from game.keys import Command, Input
-from game.players import Human, Player
+from game.players import Human, Listed, Player
 from game.png import write_png
 from game.slots import Moment, Slots, moment_to_json
 from world_model.files import write_json
@@ -47,7 +47,8 @@ class Session:
     """`begin`, then `advance` once a tick of the clock: it returns the picture to show.
 
     world: anything with `reset(seed, scene)`, `step(action)` and `actions`; with `snapshot` and `restore`
-    it can also go back. `time` limits fast-forward, nothing else depends on it.
+    it can also go back, with `paint` leave out pictures. `time` limits fast-forward, nothing else depends
+    on it.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Session:
         others: Sequence[Callable[[int], Player]] = (),
         keep_history: bool = True,
         screenshots: Path | None = None,
+        keep_last: Callable[[], str] | None = None,
     ) -> None:
+        """`screenshots` is the folder for them; `keep_last` keeps the last seconds and says where."""
         self.world = world
         self.human = Human()
         self.player: Player = player or self.human
@@ -70,14 +73,17 @@ class Session:
         self.mode = Mode.PLAYING
         self.speed = 1.0
         self.fast = False
+        self.paint_every = 1
+        """Of so many ticks one is painted while time runs; the others show the picture before."""
         self.seed, self.scene = 0, None  # type: int, str | None
         self.messages: deque[str] = deque(maxlen=8)
         """Notices for the person, oldest first; whoever shows them takes them out."""
-        self._time, self._screenshots = time, screenshots
+        self._time, self._screenshots, self._keep_last = time, screenshots, keep_last
         self._others = tuple(others)
         self._next_other = 0
         keep_history = keep_history and hasattr(world, "snapshot") and hasattr(world, "restore")
         self.history: History | None = History(world) if keep_history else None
+        self._world_step = stepper(world)
         self._rewind: Rewind | None = None
         self._recall: list[int] = []
         self._recalled: Moment | None = None
@@ -109,6 +115,7 @@ class Session:
         elif self.mode == Mode.PAUSED:
             if asked.asks(Command.ADVANCE):
                 self._step(asked.action)
+            self.frame = self.frame.painted()
         else:
             self._play(asked)
         return self.frame
@@ -138,25 +145,34 @@ class Session:
         if self.fast:
             began = self._time() if self._time else 0.0
             for _ in range(FAST_STEPS):
-                self._step(asked.action)
+                self._step(asked.action, paint=False)
                 if self._time and self._time() - began > FAST_SECONDS:
                     break
+            self.frame = self.frame.painted()
             return
         self._phase += self.speed
         if self._phase >= 1.0:
             self._phase -= 1.0
             # In slow motion most ticks do not step: a tap in one of them acts in the next that does.
-            self._step(asked.action or self._latched)
+            self._step(asked.action or self._latched, paint=(self.tick + 1) % self.paint_every == 0)
             self._latched = 0
         else:
             self._latched = asked.action or self._latched
+            self.frame = self.frame.painted()  # a tick without a step has the time for it
 
-    def _step(self, human: int) -> None:
+    def _step(self, human: int, paint: bool = True) -> None:
+        # Whoever chooses by what the picture shows must choose the same on a slow machine.
+        looks = not isinstance(self.player, Human | Listed)
+        if looks:
+            self.frame = self.frame.painted()
         action = self.player.act(human, self.frame.image)
         if self.player is not self.human and getattr(self.player, "done", False):
             self.messages.append(f"{self.player.name} has ended; you play")
             self.player = self.human
-        self.frame = self.world.step(action)
+        self._act(action, paint or looks)
+
+    def _act(self, action: int, paint: bool = True) -> None:
+        self.frame = self._world_step(action, paint)
         self.tick += 1
         if self.history is not None:
             self.history.append(action, self.frame)
@@ -185,11 +201,20 @@ class Session:
             self.messages.append(self._slot_text())
         elif command in (Command.SAVE, Command.LOAD):
             self._save_or_load(command)
-        elif command == Command.RESEED and hasattr(self.world, "reseed"):
-            self.frame = self.world.reseed()
-            self.messages.append("the dream begins again from the real game")
+        elif command == Command.RESEED and self.mode in (Mode.PLAYING, Mode.PAUSED):
+            self._reseed()
         elif command == Command.SCREENSHOT and self._screenshots is not None:
             self._screenshot(self._screenshots)
+        elif command == Command.CLIP:
+            self._clip()
+
+    def _reseed(self) -> None:
+        """An action of its own in a twin, so that it is recorded and taken back like any other."""
+        if hasattr(self.world, "reseed_action"):
+            self._act(self.world.reseed_action)
+            self.messages.append("the dream begins again from the real game")
+        else:
+            self.messages.append("only a dream beside the real game can begin again from it")
 
     def _switch_player(self) -> None:
         """You, then each of the others in turn."""
@@ -230,7 +255,7 @@ class Session:
         self._settle()
         try:
             if command == Command.SAVE and self.mode != Mode.RECALLING:
-                self.slots.save(self.slot, self.moment(), self.world.snapshot(), self.frame)
+                self.slots.save(self.slot, self.moment(), self.world.snapshot(), self.frame.painted())
                 self.messages.append(f"saved in slot {self.slot}")
             elif command == Command.LOAD:
                 self._load()
@@ -256,7 +281,7 @@ class Session:
             if not self._recall:
                 break
             action = self._recall.pop()
-            self.frame = self.world.step(action)
+            self.frame = self._world_step(action, False)
             self.tick += 1
             assert self.history is not None
             self.history.append(action, self.frame)
@@ -264,6 +289,7 @@ class Session:
                 log.tick(self.tick, action, self.frame)
             if self._time and self._time() - began > FAST_SECONDS:
                 break
+        self.frame = self.frame.painted()
         if not self._recall:
             self._check_recalled()
 
@@ -286,10 +312,20 @@ class Session:
         """The picture as PNG, and beside it the moment, which `Moment` brings back."""
         name = f"{getattr(self.world.info, 'name', 'game')}-{self.seed}-{self.tick}"
         try:
-            write_png(folder / f"{name}.png", self.frame.image)
+            write_png(folder / f"{name}.png", self.frame.painted().image)
             if self.history is not None and self._rewind is None:
                 write_json(folder / f"{name}.json", moment_to_json(self.moment()))
             self.messages.append(f"screenshot {folder / name}.png")
+        except ReverieError as err:
+            self.messages.append(str(err))
+
+    def _clip(self) -> None:
+        """The last half minute as a recording of its own."""
+        self._settle()
+        try:
+            self.messages.append(
+                self._keep_last() if self._keep_last else "the last seconds of this game cannot be kept"
+            )
         except ReverieError as err:
             self.messages.append(str(err))
 

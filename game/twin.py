@@ -1,23 +1,28 @@
-"""The real game through the player's loop, and the real game beside the dream of it.
+"""The real game beside the dream of it: real, dream, difference and a plot of the drift in one picture.
 
-Both look like a world to `Session`: `reset`, `step`, `actions`, `info`. A real game has no states, so
-there is no rewinding and no slot.
+It looks like a world to `Session`. Both halves have states, so it can be rewound, saved, recorded and
+replayed: the dream's state is kept, and the real game is played again from its seed (`source_world`). To
+begin the dream again from the real game is an action of its own, the last one: so it stands in recordings
+and happens again where time is taken back.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import deque
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from game.players import Wanderer
-from world_model.data.sources import Observation, Source
-from world_model.types import FPS, DataError, Frame, FrameInfo, Image, WorldInfo
+from game.players import RESEED, Wanderer
+from game.source_world import Mark, SourceWorld, Tape
+from world_model.data.sources import Source, make_source
+from world_model.types import FPS, Action, DataError, Frame, Image
 
 CONTEXT = 32
 """Transitions of the real game that the dream sees before it begins."""
@@ -28,43 +33,35 @@ PLOT_CAPTION = "PSNR over ten seconds, 10 to 40 dB: the dream green, copy-seed r
 CAPTIONS = (
     (0.0, 0.0, "the real game"),
     (0.5, 0.0, "the dream"),
-    (0.0, 0.5, "difference"),
+    (0.0, 0.5, "difference, twice as bright"),
     (0.5, 0.5, PLOT_CAPTION),
 )
 DREAM_COLOR, COPY_COLOR, GRID_COLOR = (126, 211, 150), (242, 120, 110), (44, 48, 60)
 
+Drift = tuple[tuple[float, float], ...]
+"""PSNR of the dream and of the picture it began with, tick by tick."""
 
-class SourceWorld:
-    """A real game as something that can be played: no model, no memory, no states."""
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.actions = source, source.actions
-        image = source.reset(0).image
-        height, width = image.shape[:2]
-        self.info = WorldInfo(source.name, width, height, FPS, 0, (), source.licence, {}, {}, "", "source")
-        self._seed = self._tick = 0
+@dataclass(frozen=True)
+class TwinState:
+    """A moment of both: the real game's mark, the dream's state, and what the plot is made of."""
 
-    def reset(self, seed: int = 0, scene: str | None = None) -> Frame:
-        """An episode that `seed` chooses."""
-        self._seed, self._tick = seed, 0
-        return Frame(self.source.reset(seed).image, None, FrameInfo(0))
+    mark: Mark
+    dream: Any
+    held: Image
+    drift: Drift
 
-    def step(self, action: int) -> Frame:
-        """Goes on; where the game is over, it begins again with the next seed."""
-        began = time.perf_counter()
-        obs = self.source.step(action)
-        if obs.terminated or obs.truncated:
-            self._seed += 1
-            obs = self.source.reset(self._seed)
-        self._tick += 1
-        return Frame(obs.image, obs.sound, FrameInfo(self._tick, _total(began)))
+    @property
+    def nbytes(self) -> int:
+        return int(self.dream.nbytes) + len(self.mark.acts) + self.held.nbytes + 8 * len(self.drift)
+
+    def hash(self) -> str:
+        parts = (self.mark.digest(), self.dream.hash().encode(), repr(self.drift).encode())
+        return hashlib.sha256(b"".join(parts) + self.held.tobytes()).hexdigest()
 
 
 class TwinWorld:
-    """Real game and dream with the same actions: real, dream, difference and a plot in one picture.
-
-    Raises DataError where the game's actions or pictures are not those of the world.
-    """
+    """Real game and dream with the same actions. Raises DataError where they have other actions."""
 
     captions = CAPTIONS
 
@@ -72,13 +69,19 @@ class TwinWorld:
         names = [action.name for action in dream.actions]
         if [action.name for action in source.actions] != names:
             raise DataError(f"{source.name} is not the game that {dream.info.name} dreams of: other actions")
-        self.dream, self.source, self.actions = dream, source, dream.actions
-        width, height = 2 * dream.info.width, 2 * dream.info.height
-        self.info = replace(dream.info, width=width, height=height)
-        # Long enough that a context can begin where the game's clock pattern does.
-        self._past: deque[Image] = deque(maxlen=CONTEXT + source.phases + 1)
-        self._acts: deque[int] = deque(maxlen=CONTEXT + source.phases)
-        self._seed = self._ticks = 0
+        self.dream, self.source, self.tape = dream, source, Tape(source)
+        self.reseed_action = len(dream.actions)
+        self.actions = (*dream.actions, Action(RESEED))
+        self.info = replace(
+            dream.info,
+            name=f"{dream.info.name}-twin",
+            width=2 * dream.info.width,
+            height=2 * dream.info.height,
+            scenes=(),  # it begins where the real game does
+            backend=f"twin-{dream.info.backend}",
+        )
+        self.origin = {"source": source.name, "dream": dream.info.name}
+        """Written into a recording, so that it is known what to replay it with."""
         self._drift: deque[tuple[float, float]] = deque(maxlen=PLOT_SECONDS * FPS)
         self._held: Image
 
@@ -96,52 +99,77 @@ class TwinWorld:
 
     def reset(self, seed: int = 0, scene: str | None = None) -> Frame:
         """The real game begins and walks a little; then the dream begins there."""
-        self._seed, self._ticks = seed, 0
-        self._past.clear()
-        self._acts.clear()
-        obs = self.source.reset(seed)
-        self._past.append(obs.image)
-        walker = Wanderer(self.actions, seed)
-        for _ in range(CONTEXT):
-            obs = self._real(walker.act(0, obs.image))
-        return self.reseed()
+        self.tape.begin(seed)
+        return self._begin()
 
-    def reseed(self) -> Frame:
+    def step(self, action: int) -> Frame:
+        """One tick of both; with the last action the dream begins again, and the real game waits.
+
+        Where the real game is over, both begin again.
+        """
+        began = time.perf_counter()
+        if action == self.reseed_action:
+            return self._reseed()
+        if self.tape.over:
+            self.tape.step(action)  # to the first picture of the next game
+            return self._begin()
+        image = self.tape.step(action).image
+        real = time.perf_counter()
+        frame = self.dream.step(action)
+        self._drift.append((psnr(image, frame.image), psnr(image, self._held)))
+        total = 1e3 * (time.perf_counter() - began)
+        ms = frame.info.ms | {"real": 1e3 * (real - began), "total": total}
+        return self._show(replace(frame, info=replace(frame.info, ms=ms)))
+
+    def snapshot(self) -> TwinState:
+        return TwinState(self.tape.mark(), self.dream.snapshot(), self._held, tuple(self._drift))
+
+    def restore(self, state: TwinState) -> None:
+        self.tape.go(state.mark)
+        self.dream.restore(state.dream)
+        self._held = state.held
+        self._drift = deque(state.drift, maxlen=self._drift.maxlen)
+
+    def _begin(self) -> Frame:
+        """The real game walks a little from where it is, so that the dream has something to go by."""
+        walker = Wanderer(self.dream.actions, self.tape.game_seed)
+        for _ in range(CONTEXT):
+            self.tape.step(walker.act(0, self.tape.now.image))
+        return self._reseed()
+
+    def _reseed(self) -> Frame:
         """The dream begins again from what the real game has just shown."""
-        first = self._ticks - len(self._acts)
-        skip = -first % self.source.phases
-        obs, act = list(self._past)[skip:], list(self._acts)[skip:]
-        frame = self.dream.reset(seed=self._seed, context=(np.stack(obs), np.array(act, np.int64)))
-        self._held = self._past[-1]
+        first = max(self.tape.at - CONTEXT, self.tape.began)
+        first -= (first - self.tape.began) % self.source.phases  # where the game's clock pattern begins
+        obs, act = self.tape.stretch(first)
+        frame = self.dream.reset(seed=self.tape.game_seed, context=(obs, act))
+        self._held = obs[-1]
         self._drift.clear()
         return self._show(frame)
 
-    def step(self, action: int) -> Frame:
-        """One tick of both."""
-        began = time.perf_counter()
-        obs = self._real(action)
-        if obs.terminated or obs.truncated:
-            return self.reset(self._seed + 1)
-        real = time.perf_counter()
-        frame = self.dream.step(action)
-        self._drift.append((psnr(obs.image, frame.image), psnr(obs.image, self._held)))
-        ms = frame.info.ms | {"real": 1e3 * (real - began)} | _total(began)
-        return self._show(replace(frame, info=replace(frame.info, ms=ms)))
-
-    def _real(self, action: int) -> Observation:
-        obs = self.source.step(action)
-        self._past.append(obs.image)
-        self._acts.append(action)
-        self._ticks += 1
-        return obs
-
     def _show(self, frame: Frame) -> Frame:
-        real, dream = self._past[-1], frame.image
-        difference = np.abs(real.astype(np.int16) - dream).astype(np.uint8)
+        real, dream = self.tape.now.image, frame.image
+        difference = np.minimum(2 * np.abs(real.astype(np.int16) - dream), 255).astype(np.uint8)
         height, width = real.shape[:2]
         top = np.concatenate((real, dream), 1)
         bottom = np.concatenate((difference, plot(list(self._drift), width, height)), 1)
         return replace(frame, image=np.ascontiguousarray(np.concatenate((top, bottom), 0)))
+
+
+def open_recorded(header: dict[str, Any], load: Callable[[str], Any], name: str | None = None) -> Any:
+    """The world that a recording with this first line is of: a dream, a real game, or both.
+
+    `load` gives the dream of a name; `name` is another than the recorded one. Raises SourceError that
+    says what to install, WorldError where there is no such dream, DataError for a broken line.
+    """
+    source, dream, backend = header.get("source"), header.get("dream"), str(header.get("backend"))
+    if backend != "source" and not backend.startswith("twin-"):
+        return load(name or str(header["world"]))
+    if not isinstance(source, str) or (backend != "source" and not isinstance(dream, str)):
+        raise DataError("the recording does not say which real game it is of")
+    if backend == "source":
+        return SourceWorld(make_source(source))
+    return TwinWorld(load(name or str(dream)), make_source(source))
 
 
 def psnr(one: Image, other: Image) -> float:
@@ -158,13 +186,14 @@ def plot(drift: list[tuple[float, float]], width: int, height: int) -> Image:
         picture[_row(np.array([level]), height)[0]] = GRID_COLOR
     if drift:
         values: NDArray[np.float64] = np.array(drift)
-        columns = np.linspace(0, width - 1, PLOT_SECONDS * FPS).astype(int)[-len(drift) :]
-        for series, color in ((values[:, 1], COPY_COLOR), (values[:, 0], DREAM_COLOR)):
+        ticks = PLOT_SECONDS * FPS
+        columns = np.arange(width - max(len(drift) * width // ticks, 1), width)
+        at = np.linspace(0, len(drift) - 1, len(columns)).round().astype(int)  # every column has a value
+        for series, color in ((values[at, 1], COPY_COLOR), (values[at, 0], DREAM_COLOR)):
             rows = _row(series, height)
             before = np.concatenate((rows[:1], rows[:-1]))
-            for column, low_row, high_row in zip(
-                columns, np.minimum(rows, before), np.maximum(rows, before), strict=True
-            ):
+            spans = zip(columns, np.minimum(rows, before), np.maximum(rows, before), strict=True)
+            for column, low_row, high_row in spans:
                 picture[low_row : high_row + 2, column] = color  # joined to the value before it
     return picture
 
@@ -172,8 +201,5 @@ def plot(drift: list[tuple[float, float]], width: int, height: int) -> Image:
 def _row(db: NDArray[np.float64], height: int) -> NDArray[np.int64]:
     low, high = PLOT_DB
     share = (np.clip(db, low, high) - low) / (high - low)
-    return np.round((height - 1) - share * (height - 9) - 4).astype(np.int64)
-
-
-def _total(began: float) -> dict[str, float]:
-    return {"total": 1e3 * (time.perf_counter() - began)}
+    bottom = height - 2 - height // 8  # below it stands the caption
+    return np.round(bottom - share * (bottom - 4)).astype(np.int64)

@@ -88,13 +88,13 @@ class Window:
         self._fit()
         self._screen.fill(BACK)
         p = self.painter
-        lines = [(p.text("Reverie", 64, TEXT), -34), (p.text(f"falling asleep in {name}", 24, MUTED), 22)]
+        lines = [(p.text("Reverie", 64, TEXT), -30), (p.text(f"falling asleep in {name}", 24, MUTED), 26)]
         center = self._screen.get_rect().center
         for text, dy in lines:
-            self._screen.blit(text, text.get_rect(center=(center[0], center[1] + p.px(dy))))
+            self._screen.blit(text, text.get_rect(center=(center[0], center[1] + p.shift(dy))))
         for i in range(3):
             bright = 70 + int(150 * max(0.0, 1 - abs((seconds * 1.6) % 3 - i - 0.5)))
-            spot = (center[0] + p.px(22 * (i - 1)), center[1] + p.px(66))
+            spot = (center[0] + p.shift(22 * (i - 1)), center[1] + p.px(76))
             pygame.draw.circle(self._screen, (bright, bright, bright + 10), spot, p.px(4))
         self.flip()
 

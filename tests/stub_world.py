@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from game.keys import Command, Input
 from game.loop import HudState
-from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldInfo
+from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
 
 ACTIONS = (
     Action("idle"),
@@ -44,20 +45,26 @@ class StubWorld:
         self.actions = ACTIONS
         scenes = ("hall", "yard")
         self.info = WorldInfo(name, 32, 20, FPS, 1, scenes, "MIT", {}, {}, weights, "cpu-stub-1")
-        self.steps = 0
+        self.steps = self.painted = 0
         self._bytes = state_bytes
         self._state: StubState | None = None
+        self._last: Image
 
     def reset(self, seed: int = 0, scene: str | None = None, context: object = None) -> Frame:
         at = seed % 2 if scene is None else self.info.scenes.index(scene)
         return self._show(seed, at, 0, 0, (1 + seed * 7 + at) % 2**32)
 
-    def step(self, action: int) -> Frame:
+    def step(self, action: int, paint: bool = True) -> Frame:
         if not 0 <= action < len(self.actions):
             raise ValueError(f"action {action} is out of range")
         s = self.state
         self.steps += 1
-        return self._show(s.seed, s.scene, s.tick + 1, action, (s.digest * 6364136223 + action + 1) % 2**32)
+        digest = (s.digest * 6364136223 + action + 1) % 2**32
+        return self._show(s.seed, s.scene, s.tick + 1, action, digest, paint)
+
+    def paint(self, state: StubState | None = None) -> Frame:
+        s = state or self.state
+        return Frame(s.image.copy(), None, FrameInfo(s.tick))
 
     @property
     def state(self) -> StubState:
@@ -76,13 +83,39 @@ class StubWorld:
         frames = tuple(SimpleNamespace(thumbnail=thumbnail, age=30 * i, uses=i) for i in range(5))
         return SimpleNamespace(window=min(self.state.tick, 16), size=16, keyframes=frames)
 
-    def _show(self, seed: int, scene: int, tick: int, action: int, digest: int) -> Frame:
-        image = np.empty((20, 32, 3), np.uint8)
-        image[:] = digest % 251
-        image[0, 0] = action, tick % 256, seed % 256
+    def _show(self, seed: int, scene: int, tick: int, action: int, digest: int, paint: bool = True) -> Frame:
+        image = _picture(seed, tick, action, digest)
         self._state = StubState(seed, scene, tick, digest, image, self._bytes)
         ms = {"trunk": 3.0, "head": 2.0, "decode": 1.0, "total": 6.0}
-        return Frame(image.copy(), None, FrameInfo(tick, ms, (0, 2)))
+        info = FrameInfo(tick, ms, (0, 2), painted=paint)
+        if paint:
+            return Frame(self._paint(image), None, info)
+        return Frame(self._last.copy(), None, info, lambda: self._paint(image))
+
+    def _paint(self, image: Image) -> Image:
+        self.painted, self._last = self.painted + 1, image
+        return image.copy()
+
+
+def _picture(seed: int, tick: int, action: int, digest: int) -> Image:
+    image = np.full((20, 32, 3), digest % 251, np.uint8)
+    image[0, 0] = action, tick % 256, seed % 256
+    return image
+
+
+class PackingWorld(StubWorld):
+    """A world whose state can be written down."""
+
+    def pack_state(self, state: StubState) -> bytes:
+        action = int(state.image[0, 0, 0])
+        return json.dumps([state.seed, state.scene, state.tick, state.digest, action]).encode()
+
+    def unpack_state(self, data: bytes) -> StubState:
+        try:
+            seed, scene, tick, digest, action = json.loads(data)
+        except ValueError as err:
+            raise WorldError("the state is broken") from err
+        return StubState(seed, scene, tick, digest, _picture(seed, tick, action, digest), 1000)
 
 
 class FakeTime:

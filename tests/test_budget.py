@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from game.budget import MAX_PATIENCE, PATIENCE, Governor, Level
 
 
@@ -23,6 +25,47 @@ def test_overload_gives_up_in_order() -> None:
     levels = _levels(Governor(), [60.0] * 200)
     assert levels == sorted(levels)
     assert set(levels) == set(Level)
+
+
+def _run(governor: Governor, ticks: int, step: float, picture: float, hud: float = 0.0) -> list[Level]:
+    """Levels where a tick's work is the dream, its picture if it is painted, and the figures if shown."""
+    levels = []
+    for tick in range(ticks):
+        painted = tick % governor.paint_every == 0
+        work = step + picture * painted + hud * (governor.level == Level.FULL)
+        levels.append(governor.observe(work, painted))
+    return levels
+
+
+def test_the_rungs_come_in_the_order_of_their_worth() -> None:
+    assert [level.name for level in sorted(Level)] == ["FULL", "NO_HUD", "HALF_PICTURES", "SLOW_MOTION"]
+    governor = Governor()
+    seen = list(dict.fromkeys(_run(governor, 200, step=50, picture=15)))
+    assert seen == sorted(Level)
+
+
+def test_every_second_picture_is_enough_where_it_is_the_picture_that_does_not_fit() -> None:
+    governor = Governor()
+    levels = _run(governor, 5000, step=28, picture=16)
+    assert set(levels[100:]) == {Level.HALF_PICTURES}
+    assert governor.period_ms == 40
+    assert _run(governor, 400, step=15, picture=8)[-1] == Level.FULL
+
+
+def test_it_does_not_try_every_picture_again_while_it_sees_that_they_would_not_fit() -> None:
+    governor = Governor()
+    levels = _run(governor, 1000, step=24, picture=13)  # 37 ms fit, though without room to spare
+    assert set(levels) == {Level.FULL}
+    levels = _run(governor, 100, step=30, picture=13) + _run(governor, 20_000, step=24, picture=13)
+    assert sum(a != b for a, b in pairwise(levels)) == 2
+    assert levels[-1] == Level.HALF_PICTURES
+
+
+def test_slow_motion_ends_one_rung_at_a_time() -> None:
+    governor = Governor()
+    _run(governor, 200, step=60, picture=10)
+    levels = _run(governor, 1000, step=20, picture=10)
+    assert list(dict.fromkeys(levels)) == sorted(Level, reverse=True)
 
 
 def test_slow_motion_fits_the_work_and_is_steady() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from game.budget import Governor, Level
 from game.clock import Clock
 from game.keys import Command, Input
 from game.loop import Loop, Summary
+from game.recorder import SessionLog
+from game.replay import read_recording, replay
 from game.session import Session
 from stub_world import FakeFront, FakeTime, StubWorld, hold, press
 from world_model.types import Frame
@@ -122,9 +126,9 @@ def test_overload_slows_the_clock_and_not_the_world() -> None:
     world = StubWorld()
     step = world.step
 
-    def slow(action: int) -> Frame:
+    def slow(action: int, paint: bool = True) -> Frame:
         time.spend(0.06)
-        return step(action)
+        return step(action, paint)
 
     world.step = slow  # type: ignore[method-assign]
     session = Session(world)
@@ -135,7 +139,64 @@ def test_overload_slows_the_clock_and_not_the_world() -> None:
     assert loop.hud.level == Level.SLOW_MOTION
     assert loop.hud.slowed == pytest.approx(40 / 66, rel=0.02)
     assert session.tick == 200
-    assert [frame.info.tick for frame in front.shown] == list(range(1, 201))
+    ticks = [frame.info.tick for frame in front.shown]
+    assert ticks[:30] == list(range(1, 31))
+    assert ticks[40:] == list(range(ticks[40], 201, 2)), "every second picture is still left out"
+
+
+def _hashes_of(actions: int, seed: int = 3) -> list[str]:
+    world = StubWorld()
+    world.reset(seed)
+    return [(world.step(1), world.snapshot().hash())[1] for _ in range(actions)]
+
+
+def test_pictures_that_do_not_fit_are_left_out_and_the_dream_is_the_same(tmp_path: Path) -> None:
+    time = FakeTime()
+    world = StubWorld()
+    step = world.step
+    hashes: list[str] = []
+
+    def dear(action: int, paint: bool = True) -> Frame:
+        time.spend(0.044 if paint else 0.028)
+        frame = step(action, paint)
+        hashes.append(world.snapshot().hash())
+        return frame
+
+    world.step = dear  # type: ignore[method-assign]
+    log = SessionLog(tmp_path / "log", world)
+    session = Session(world, logs=[log])
+    session.begin(seed=3)
+    front = FakeFront([Input(1)] * 600)
+    loop = Loop(session, front, Clock(time=time, sleep=time.sleep), Governor())
+    loop.run()
+    log.close()
+    assert (loop.hud.level, loop.hud.slowed) == (Level.HALF_PICTURES, 1.0)
+    assert hashes == _hashes_of(600)
+    assert world.painted < 340
+    assert all(frame.info.painted for frame in front.shown)
+    # Shown is the picture of the tick it belongs to, and the time is that of 25 ticks a second.
+    assert all(frame.image[0, 0, 1] == frame.info.tick % 256 for frame in front.shown)
+    assert time.now - 100 == pytest.approx(600 * 0.04, rel=0.02)
+    assert replay(read_recording(tmp_path / "log"), StubWorld()) == (600, None)
+
+
+def test_a_key_may_wait_a_tick_longer_for_its_picture_and_the_figure_says_so() -> None:
+    time = FakeTime()
+    session = Session(StubWorld())
+    session.begin()
+    session.paint_every = 2
+    loop = Loop(session, FakeFront([Input(1)] * 100), Clock(time=time, sleep=time.sleep))
+    assert loop.run().latency.summary()["p95"] == pytest.approx(80, rel=0.02)
+
+
+def test_a_pause_shows_the_picture_of_its_own_tick() -> None:
+    session = Session(StubWorld())
+    session.begin()
+    session.paint_every = 2
+    front = FakeFront([Input(1)] * 7 + [press(Command.PAUSE)] + [Input(1)] * 3)
+    time = FakeTime()
+    Loop(session, front, Clock(time=time, sleep=time.sleep)).run()
+    assert [frame.image[0, 0, 1] for frame in front.shown] == [2, 4, 6, 7, 7, 7, 7]
 
 
 def test_messages_are_shown_for_a_while() -> None:

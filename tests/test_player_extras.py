@@ -92,7 +92,7 @@ def _clock() -> Clock:
 
 
 def test_moving_among_cards() -> None:
-    assert [columns_for(n) for n in (1, 3, 4, 5, 9, 20)] == [1, 3, 4, 3, 4, 4]
+    assert [columns_for(n) for n in (1, 3, 4, 5, 9, 20)] == [1, 3, 4, 3, 3, 4]
     assert [move(1, key, 7, 4) for key in ("left", "d", "down", "up", "x")] == [0, 2, 5, 1, 1]
     assert [move(6, key, 7, 4) for key in ("right", "down", "up")] == [6, 6, 2]
 

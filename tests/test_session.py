@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from game.history import GRAIN, HORIZON, History
 from game.keys import Command, Input
-from game.players import Listed, RandomPlayer
+from game.players import Listed, RandomPlayer, Wanderer
 from game.session import Mode, Session
 from game.slots import Slots
-from stub_world import ACTIONS, FORWARD, LEFT, StubState, StubWorld, hold, press
+from stub_world import ACTIONS, FORWARD, LEFT, PackingWorld, StubWorld, hold, press
 from world_model.types import DataError
 
 REWIND = hold(Command.REWIND)
@@ -106,6 +106,77 @@ def test_rewinding_shows_each_picture_backwards_and_ends_exactly(back: int) -> N
     assert _state(session) == _recomputed(session)
 
 
+def _unpainted(ticks: int, every: int = 2) -> tuple[Session, list[bytes]]:
+    """A session that has left out pictures on the way, and all the pictures that there were to see."""
+    world = StubWorld()
+    pictures = [world.reset(5).image.tobytes()]
+    session = _session()
+    session.paint_every = every
+    for action in np.random.default_rng(1).integers(0, 7, ticks):
+        pictures.append(world.step(int(action)).image.tobytes())
+        session.advance(Input(int(action)))
+    return session, pictures
+
+
+@pytest.mark.parametrize("ticks", [1, 49, 51, 99, 130])
+def test_rewinding_shows_the_pictures_that_were_left_out(ticks: int) -> None:
+    session, pictures = _unpainted(ticks)
+    for _ in range(ticks):
+        frame = session.advance(REWIND)
+        assert frame.image.tobytes() == pictures[session.tick]
+    session.advance(press(Command.PAUSE))
+    assert session.frame.image.tobytes() == pictures[session.tick]
+    session.advance(press(Command.PAUSE))
+    assert _state(session) == _recomputed(session)
+
+
+def test_a_tick_that_was_not_painted_is_when_it_is_looked_at(tmp_path: Path) -> None:
+    session, pictures = _unpainted(7)
+    assert not session.frame.info.painted
+    session.slots, session._screenshots = Slots(tmp_path, session.world), tmp_path
+    session.advance(Input(2, ((Command.SCREENSHOT, ""), (Command.SAVE, ""), (Command.PAUSE, ""))))
+    assert session.frame.image.tobytes() == pictures[7]
+    shot = Image.open(tmp_path / "stub-5-7.png")
+    assert np.asarray(shot).tobytes() == pictures[7]
+    for _ in range(3):
+        session.advance(press(Command.ADVANCE, action=LEFT))
+        assert session.frame.info.painted and session.frame.image[0, 0, 1] == session.tick
+    session.advance(press(Command.LOAD))
+    assert (session.tick, session.frame.image.tobytes()) == (7, pictures[7])
+
+
+def test_slow_motion_paints_what_it_has_time_for() -> None:
+    session, _ = _unpainted(7)
+    session.advance(press(Command.SLOWER))
+    for _ in range(9):
+        session.advance(Input(1))
+    session.advance(Input(1)) if session._phase == 0 else None
+    assert session.frame.info.painted and session.frame.image[0, 0, 1] == session.tick
+
+
+def test_fast_forward_paints_only_what_is_shown() -> None:
+    world = StubWorld()
+    session = _session(world=world)
+    before = world.painted
+    frame = session.advance(hold(Command.FAST_FORWARD, FORWARD))
+    assert (session.tick, world.painted - before) == (8, 1)
+    assert frame.info.painted and frame.image[0, 0, 1] == 8
+    assert _state(session) == _recomputed(session)
+
+
+def test_a_player_that_looks_chooses_the_same_however_slow_the_machine_is() -> None:
+    walks = []
+    for every in (1, 2):
+        session = Session(StubWorld(), Wanderer(ACTIONS, 3))
+        session.begin()
+        session.paint_every = every
+        for _ in range(300):
+            session.advance(Input())
+        assert session.history is not None
+        walks.append(list(session.history.actions))
+    assert walks[0] == walks[1]
+
+
 def test_rewinding_does_not_stutter() -> None:
     session = _session()
     _walk(session, 600)
@@ -179,22 +250,7 @@ def test_a_slot_survives_the_program(tmp_path: Path) -> None:
     assert "back at tick 50" in later.messages[-1]
 
 
-class PackingWorld(StubWorld):
-    """A world whose state can be written down."""
-
-    def pack_state(self, state: StubState) -> bytes:
-        numbers = [state.seed, state.scene, state.tick, state.digest]
-        return json.dumps(numbers).encode()
-
-    def unpack_state(self, data: bytes) -> StubState:
-        try:
-            seed, scene, tick, digest = json.loads(data)
-        except ValueError as err:
-            raise DataError("the state is broken") from err
-        return StubState(seed, scene, tick, digest, np.zeros((20, 32, 3), np.uint8), 1000)
-
-
-@pytest.mark.parametrize("damage", [None, "slot3.state", "slot3.png"])
+@pytest.mark.parametrize("damage", [None, "slot3.state"])
 def test_a_packed_state_is_back_at_once_and_a_damaged_one_is_dreamt_again(
     tmp_path: Path, damage: str | None
 ) -> None:
@@ -287,8 +343,6 @@ def test_players_take_turns_and_a_list_hands_back() -> None:
 
 
 def test_a_screenshot_has_its_moment_beside_it(tmp_path: Path) -> None:
-    from PIL import Image
-
     session = Session(StubWorld(), screenshots=tmp_path)
     session.begin(seed=2)
     _walk(session, 3)
@@ -301,7 +355,7 @@ def test_a_screenshot_has_its_moment_beside_it(tmp_path: Path) -> None:
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["walk", "rewind", "pause", "advance", "save", "load", "restart", "fast", "slow", "quick"]
+            ["walk", "rewind", "pause", "advance", "save", "load", "restart", "fast", "slow", "quick", "half"]
         ),
         st.integers(1, 40),
     ),
@@ -325,7 +379,9 @@ def test_any_sequence_of_commands_ends_in_an_honest_moment(
         "quick": press(Command.FASTER),
     }
     for kind, count in steps:
-        if kind in one:
+        if kind == "half":
+            session.paint_every = 3 - session.paint_every
+        elif kind in one:
             session.advance(one[kind])
         else:
             asked = {"walk": Input(count % 7), "rewind": REWIND, "fast": hold(Command.FAST_FORWARD)}[kind]
@@ -335,7 +391,7 @@ def test_any_sequence_of_commands_ends_in_an_honest_moment(
     assert session.history is not None
     assert session.tick == session.history.tick
     assert _state(session) == _recomputed(session)
-    assert session.frame.image[0, 0, 1] == session.tick % 256
+    assert session.frame.painted().image[0, 0, 1] == session.tick % 256
 
 
 def test_read_only_error_is_a_data_error() -> None:

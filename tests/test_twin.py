@@ -1,4 +1,4 @@
-"""The real game through the loop, and beside the dream."""
+"""The real game beside the dream."""
 
 from __future__ import annotations
 
@@ -11,33 +11,14 @@ import game.play
 from game.keys import Command, Input
 from game.loop import HudState
 from game.play import Options, open_world, play
+from game.players import RESEED, RandomPlayer, Wanderer
+from game.recorder import SessionLog
+from game.replay import read_recording, replay
 from game.session import Session
-from game.twin import CONTEXT, SourceWorld, TwinWorld, plot, psnr
-from stub_world import ACTIONS, StubWorld, press
-from world_model.data.sources import Observation
+from game.twin import CONTEXT, TwinWorld, open_recorded, plot, psnr
+from stub_source import StubSource
+from stub_world import StubWorld, hold, press
 from world_model.types import Action, DataError, Frame, SourceError
-
-
-class StubSource:
-    """The stub world's pictures as a real game that ends every `length` ticks."""
-
-    name, fps, licence, phases = "stub", 25, "MIT", 5
-    actions: tuple[Action, ...] = ACTIONS
-
-    def __init__(self, length: int = 10_000) -> None:
-        self.world, self.length, self.tick = StubWorld(), length, 0
-        self.seeds: list[int] = []
-
-    def reset(self, seed: int) -> Observation:
-        self.seeds.append(seed)
-        self.tick = 0
-        return Observation(self.world.reset(seed).image)
-
-    def step(self, action: int) -> Observation:
-        self.tick += 1
-        return Observation(self.world.step(action).image, terminated=self.tick >= self.length)
-
-    def close(self) -> None: ...
 
 
 class ContextWorld(StubWorld):
@@ -50,7 +31,8 @@ class ContextWorld(StubWorld):
     def reset(self, seed: int = 0, scene: str | None = None, context: object = None) -> Frame:
         assert isinstance(context, tuple)
         self.contexts.append(context)
-        self.restore(self.source.world.snapshot())
+        obs, _ = context
+        self.restore(self.source.state_of[obs[-1].tobytes()])
         return Frame(self.state.image.copy())
 
 
@@ -58,18 +40,6 @@ def _twin(length: int = 10_000) -> tuple[TwinWorld, ContextWorld, StubSource]:
     source = StubSource(length)
     dream = ContextWorld(source)
     return TwinWorld(dream, source), dream, source
-
-
-def test_a_real_game_can_be_played_and_begins_again() -> None:
-    source = StubSource(length=5)
-    session = Session(SourceWorld(source))
-    session.begin(seed=3)
-    for _ in range(11):
-        session.advance(Input(1))
-    assert source.seeds == [0, 3, 4, 5]
-    assert session.tick == 11
-    session.advance(press(Command.SAVE))
-    assert "no save slots" in session.messages[-1]
 
 
 def test_real_dream_difference_and_plot_are_the_four_quarters() -> None:
@@ -90,7 +60,7 @@ def test_the_dream_sees_real_frames_from_the_start_of_the_clock_pattern() -> Non
     assert (len(obs), len(act)) == (CONTEXT + 1, CONTEXT)
     for tick in range(1, 60):
         twin.step(tick % 7)
-        twin.reseed()
+        twin.step(twin.reseed_action)
         obs, act = dream.contexts[-1]
         first = CONTEXT + tick - len(act)
         assert first % 5 == 0
@@ -106,7 +76,7 @@ def test_status_compares_with_the_held_picture() -> None:
     assert twin.status == "PSNR -"
     twin.step(3)
     assert twin.status.startswith("PSNR 60.0 dB   copy-seed ")
-    held = psnr(twin.source.world.snapshot().image, twin._held)  # type: ignore[attr-defined]
+    held = psnr(twin.tape.now.image, twin._held)
     assert f"copy-seed {held:.1f} dB" in twin.status
 
 
@@ -115,8 +85,10 @@ def test_a_twin_begins_again_where_the_game_is_over() -> None:
     twin.reset(seed=1)
     for _ in range(3):
         twin.step(1)
-    assert source.seeds == [1, 2]
-    assert len(dream.contexts) == 2
+    assert (source.seeds, len(dream.contexts)) == ([1], 1)  # its last picture is still shown
+    twin.step(1)
+    assert (source.seeds, len(dream.contexts)) == ([1, 2], 2)
+    assert len(dream.contexts[1][1]) == CONTEXT
 
 
 def test_another_game_is_refused() -> None:
@@ -132,15 +104,91 @@ def test_the_reseed_key() -> None:
     session.begin(seed=1)
     session.advance(press(Command.RESEED))
     assert len(dream.contexts) == 2
+    assert (session.tick, twin.tape.at) == (2, CONTEXT + 1)  # the real game waits for one of the two
+    alone = Session(StubWorld())
+    alone.begin()
+    alone.advance(press(Command.RESEED))
+    assert "only a dream beside the real game" in alone.messages[-1]
+
+
+def _steered(session: Session) -> None:
+    """A session that goes everywhere: reseeds, rewinds over that, takes another way."""
+    session.begin(seed=2)
+    for tick in range(70):
+        session.advance(press(Command.RESEED) if tick in (31, 60) else Input(tick % 7))
+    for _ in range(30):
+        session.advance(hold(Command.REWIND))
+    for tick in range(20):
+        session.advance(press(Command.RESEED) if tick == 9 else Input(1 + tick % 5))
+
+
+def test_rewinding_a_twin_shows_what_was_there_and_another_way_is_the_same_as_going_there_at_once() -> None:
+    twin, _, source = _twin()
+    session = Session(twin)
+    session.begin(seed=2)
+    shown, taken = {0: session.frame.image}, [0]
+    for tick in range(70):
+        asked = press(Command.RESEED) if tick in (31, 60) else Input(tick % 7)
+        taken += [twin.reseed_action, 0] if tick in (31, 60) else [asked.action]
+        session.advance(asked)
+        shown[session.tick] = session.frame.image
+    for back in range(1, 61):
+        session.advance(hold(Command.REWIND))
+        if session.tick in shown:
+            np.testing.assert_array_equal(session.frame.image, shown[session.tick], err_msg=str(back))
+    assert session.tick < 31
+    at = session.tick
+    session.advance(Input(4))
+    straight, _, _ = _twin()
+    straight.reset(2)
+    for action in taken[1 : at + 1]:
+        straight.step(action)
+    np.testing.assert_array_equal(session.frame.image, straight.step(4).image)
+    assert session.world.snapshot().hash() == straight.snapshot().hash()
+    assert len(source.seeds) == 2  # played again from its seed once, when another way was taken
+
+
+def test_the_session_of_a_twin_replays_exactly(tmp_path: Path) -> None:
+    twin, _, _ = _twin()
+    log = SessionLog(tmp_path / "kept", twin, twin.origin)
+    _steered(Session(twin, logs=[log]))
+    log.close()
+    recording = read_recording(tmp_path / "kept")
+    assert recording.header["source"] == "stub"
+    assert any(record.get("action") == twin.reseed_action for record in recording.records)
+    compared, difference = replay(recording, _twin()[0])
+    assert difference is None
+    assert compared == 93  # each of the three takes a tick of its own
+
+
+def test_players_of_chance_leave_the_reseed_action_alone() -> None:
+    twin, _, _ = _twin()
+    assert twin.actions[twin.reseed_action].name == RESEED
+    image = np.zeros((20, 32, 3), np.uint8)
+    for player in (RandomPlayer(twin.actions, 1), Wanderer([Action("a"), Action("b"), Action(RESEED)], 1)):
+        assert twin.reseed_action not in {player.act(0, image) for _ in range(500)}
+
+
+def test_a_recording_says_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("game.twin.make_source", lambda name: StubSource())
+    twin, dream, _ = _twin()
+    header = {"world": twin.info.name, "backend": twin.info.backend, **twin.origin}
+    opened = open_recorded(header, {"stub": dream}.__getitem__)
+    assert isinstance(opened, TwinWorld)
+    assert opened.info == twin.info
+    assert open_recorded({"world": "stub", "backend": "cpu"}, {"stub": dream}.__getitem__) is dream
+    with pytest.raises(DataError, match="does not say which real game"):
+        open_recorded({"world": "x-source", "backend": "source"}, StubWorld)
 
 
 def test_psnr_and_plot() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 51, np.uint8)
     assert psnr(black, black) == 60.0
     assert psnr(black, grey) == pytest.approx(13.98, abs=0.01)
-    picture = plot([(40.0, 10.0)] * 250, 64, 40)
+    picture = plot([(40.0, 10.0)] * 250, 640, 40)
     assert tuple(picture[4, 30]) == (126, 211, 150)
-    assert tuple(picture[35, 30]) == (242, 120, 110)
+    assert tuple(picture[33, 30]) == (242, 120, 110)
+    assert (picture[4] == (126, 211, 150)).all()  # no gaps, though it is wider than there are ticks
     assert plot([], 64, 40).shape == (40, 64, 3)
 
 
@@ -149,14 +197,19 @@ def test_twin_and_source_on_the_command(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("world_model.data.sources.make_source", lambda name: source)
     options = Options("stub", twin=True, fast=True, ticks=5, home=tmp_path)
     play(options, lambda name: ContextWorld(source), dict)
-    assert not list(tmp_path.rglob("*.jsonl"))
     play(Options(source="stub", fast=True, ticks=5, home=tmp_path), StubWorld, dict)
-    assert len(list(tmp_path.rglob("*.jsonl"))) == 1
+    kept = sorted(path.parent.name[:-16] for path in tmp_path.rglob("*.jsonl"))
+    assert kept == ["stub-source", "stub-twin"]
 
 
 def test_a_missing_game_says_what_is_there() -> None:
     with pytest.raises(SourceError, match="unknown source"):
         open_world(Options(source="nowhere"), StubWorld)
+
+
+def test_a_twin_has_no_scenes() -> None:
+    with pytest.raises(ValueError, match="--scene"):
+        open_world(Options("stub", twin=True, scene="hall"), StubWorld)
 
 
 def test_the_twin_key_goes_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

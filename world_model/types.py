@@ -5,7 +5,8 @@ Nothing here imports another module of the project.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class FrameInfo:
     """Bank positions of the keyframes that this tick read."""
     guard_events: int = 0
     """How often a non-finite state was replaced by the last good one since `reset`."""
+    painted: bool = True
+    """Whether the image is this tick's own; if not, it is the one that was painted last."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ class Frame:
     audio: NDArray[np.int16] | None = None
     """int16 (samples, channels) of exactly one tick, or None where the world has no sound."""
     info: FrameInfo = field(default_factory=lambda: FrameInfo(tick=0))
+    painter: Callable[[], Image] | None = field(default=None, repr=False, compare=False)
+    """Paints the picture of a tick that was dreamed without; None where the image is its own."""
+
+    def painted(self) -> Frame:
+        """This frame with its own picture: itself where it has it, painted now where it has not."""
+        if self.painter is None:
+            return self
+        return replace(self, image=self.painter(), info=replace(self.info, painted=True), painter=None)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """`World`: a trained model of a game that answers `reset` and `step`, one picture a tick.
 
-Owns one dream at a time. States are immutable (`DreamState`), so a snapshot is a reference and costs
-nothing; `restore` makes a later step go on from there exactly.
+Owns one dream at a time. States are immutable (`WorldState`), so a snapshot is a reference and costs
+nothing; `restore` makes a later step go on from there exactly. A tick can be dreamed without its picture,
+which is then painted if somebody asks for it later.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,55 +24,14 @@ from world_model.config import WorldConfig, world_config_from_json
 from world_model.dream import BatchDream, DreamEngine, DreamState, WorldModel
 from world_model.paths import find_world
 from world_model.scenes import Scene, load_scene, scene_names
+from world_model.state import Keyframe, Memory, Picture, WorldState
+from world_model.state_file import Bounds, pack, unpack
 from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
 
 THUMBNAIL_STEP = 4
 """A keyframe's thumbnail is every fourth pixel of its picture."""
 
 Context = tuple[NDArray[np.uint8], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class WorldState:
-    """A moment of a dream. Independent of later steps; belongs to the weights that made it."""
-
-    dream: DreamState
-    image: Image
-    thumbnails: dict[int, Image]
-    guard_events: int
-    weights_sha256: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors and pictures."""
-        pictures = self.image.nbytes + sum(t.nbytes for t in self.thumbnails.values())
-        return pictures + sum(t.nbytes for t in self.dream.tensors())
-
-    def hash(self) -> str:
-        """SHA-256 over every tensor and the picture: equal states have equal hashes."""
-        digest = hashlib.sha256(f"{self.dream.tick} {self.dream.seed} {self.dream.trunk.filled}".encode())
-        for tensor in self.dream.tensors():
-            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        digest.update(self.image.tobytes())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """thumbnail uint8 (h, w, 3), age in ticks, uses: how often a tick read it."""
-
-    thumbnail: Image
-    age: int
-    uses: int
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the dream holds: `window` of `size` last frames, and the keyframes of its bank."""
-
-    window: int
-    size: int
-    keyframes: tuple[Keyframe, ...]
 
 
 class World:
@@ -95,15 +55,20 @@ class World:
         z = self._engine.encode(start.frames)
         phase = np.array([start.phase])
         dream = self._engine.start(z[None], start.actions[None], phase, seed)
-        image = self._engine.decode(dream.z)[0]
+        picture = self._picture(dream, self._blank())
+        image = picture.copy()
         born = dream.bank.born[0][dream.bank.filled[0]].tolist()
         thumbnails = {int(t): _thumbnail(start.frames[int(t)]) for t in born}
-        self._state = WorldState(dream, image, thumbnails, 0, self.info.weights_sha256)
+        self._state = WorldState(dream, picture, thumbnails, 0, self.info.weights_sha256)
         total = 1e3 * (perf_counter() - began)
-        return Frame(image.copy(), None, FrameInfo(dream.tick, {"total": total}))
+        return Frame(image, None, FrameInfo(dream.tick, {"total": total}))
 
-    def step(self, action: int) -> Frame:
-        """Imagines the next tick. Raises ValueError for an action out of range."""
+    def step(self, action: int, paint: bool = True) -> Frame:
+        """Imagines the next tick. Raises ValueError for an action out of range.
+
+        With `paint` False the dream is exactly the same, but the frame shows the picture painted last and
+        `info.painted` is False; `Frame.painted` paints this tick's own where it is wanted after all.
+        """
         if self._state is None:
             raise ValueError("call reset before step")
         if isinstance(action, float) or not 0 <= int(action) < len(self.actions):
@@ -115,17 +80,22 @@ class World:
         dream = self._engine.tick(before.dream, torch.tensor([int(action)]), ms.__setitem__)
         guard = before.guard_events
         if _is_finite(dream):
-            decoding = perf_counter()
-            image = self._engine.decode(dream.z)[0]
-            ms["decode"] = 1e3 * (perf_counter() - decoding)
             thumbnails = _kept_thumbnails(before, dream)
+            picture = self._picture(dream, before.picture.shown)
+            if paint:
+                decoding = perf_counter()
+                picture.get()
+                ms["decode"] = 1e3 * (perf_counter() - decoding)
         else:  # the last good state comes back, a tick older, and the event is counted
-            guard, image, thumbnails = guard + 1, before.image, before.thumbnails
+            guard, picture, thumbnails = guard + 1, before.picture, before.thumbnails
             dream = replace(before.dream, tick=before.dream.tick + 1)
-        self._state = WorldState(dream, image, thumbnails, guard, before.weights_sha256)
+        self._state = WorldState(dream, picture, thumbnails, guard, before.weights_sha256)
         ms["total"] = 1e3 * (perf_counter() - began)
-        attended = tuple(int(i) for i in dict.fromkeys(dream.attended[0].tolist()))
-        return Frame(image.copy(), None, FrameInfo(dream.tick, ms, attended, guard))
+        return self._frame(self._state, ms, paint)
+
+    def paint(self, state: WorldState | None = None) -> Frame:
+        """The picture of a moment, the present one if none is given; painted now if it was not."""
+        return self._frame(state or self.snapshot(), {}, True)
 
     def snapshot(self) -> WorldState:
         """The present moment. Costs nothing: states are never changed in place."""
@@ -138,6 +108,19 @@ class World:
         if state.weights_sha256 != self.info.weights_sha256:
             raise ValueError("this state was made by another world or other weights")
         self._state = state
+
+    def pack_state(self, state: WorldState) -> bytes:
+        """The moment as bytes that `unpack_state` reads, in this program or a later one."""
+        return pack(state)
+
+    def unpack_state(self, data: bytes) -> WorldState:
+        """The inverse of `pack_state`: the same hash, and the same dream from there on.
+
+        Raises WorldError for anything but a whole, unaltered state of these weights.
+        """
+        dream, thumbnails, guard = unpack(data, self._bounds)
+        picture = self._picture(dream, self._blank())
+        return WorldState(dream, picture, thumbnails, guard, self.info.weights_sha256)
 
     @property
     def memory(self) -> Memory:
@@ -156,6 +139,35 @@ class World:
             for i in held
         )
         return Memory(dream.trunk.filled, self._engine.config.dynamics.window, keyframes)
+
+    def _frame(self, state: WorldState, ms: dict[str, float], paint: bool) -> Frame:
+        dream, picture = state.dream, state.picture
+        attended = tuple(int(i) for i in dict.fromkeys(dream.attended[0].tolist()))
+        info = FrameInfo(dream.tick, ms, attended, state.guard_events, paint)
+        if paint:
+            return Frame(picture.copy(), None, info)
+        return Frame(picture.shown.copy(), None, info, picture.copy)
+
+    def _picture(self, dream: DreamState, before: Image) -> Picture:
+        # Holds on to latent and pose alone: whoever keeps the picture must not keep the whole state.
+        engine, z, pose = self._engine, dream.z, dream.place.pose
+        return Picture(lambda: engine.decode(z, pose)[0], before)
+
+    def _blank(self) -> Image:
+        return np.zeros((self.info.height, self.info.width, 3), np.uint8)
+
+    @cached_property
+    def _bounds(self) -> Bounds:
+        config = self._engine.config
+        z = torch.zeros(1, config.tokenizer.latent_dim, *config.tokenizer.grid, device=self._engine.device)
+        return Bounds(
+            pattern=self._engine.begin(z, np.zeros(1, np.int64)),
+            actions=len(self.actions),
+            phases=config.phases,
+            window=config.dynamics.window,
+            thumbnail=_thumbnail(self._blank()).shape,
+            weights_sha256=self.info.weights_sha256,
+        )
 
     def _scene(self, seed: int, name: str | None) -> Scene:
         if name is None:
@@ -273,7 +285,7 @@ def _thumbnail(image: Image) -> Image:
 
 
 def _kept_thumbnails(before: WorldState, dream: DreamState) -> dict[int, Image]:
-    """Thumbnails by birth tick. A tick may take in the frame that was on the screen before it."""
+    """Thumbnails by birth tick. A tick may take in the frame before it, painted now if it was not."""
     if dream.bank.born is before.dream.bank.born:
         return before.thumbnails
     born = dream.bank.born[0][dream.bank.filled[0]].tolist()

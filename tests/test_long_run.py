@@ -1,0 +1,52 @@
+"""The measurements of long sessions see what they are there to see."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tools.long_run import Stub, in_window, main, rewind, unpaced
+from world_model.types import Frame
+
+
+class Leaking(Stub):
+    """Keeps a quarter of a megabyte of every tick, and is slower in the second half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[np.ndarray] = []
+
+    def step(self, action: int, paint: bool = True) -> Frame:
+        self.kept.append(np.ones(250_000, np.uint8))
+        self._ms = 5.0 if len(self.kept) > 150 else 0.0
+        return super().step(action, paint)
+
+
+def test_a_leak_and_a_slow_end_are_seen() -> None:
+    result = unpaced(Leaking(), ticks=200, warmup=50)
+    assert result["mb_per_10000_ticks"] == pytest.approx(2500, rel=0.3)
+    assert result["p99_last_tenth"] > 5
+    assert result["ms"]["p50"] > 0
+
+
+def test_what_can_be_gone_back_to_is_measured() -> None:
+    result = rewind(Stub(state_bytes=400_000), ticks=200)
+    assert result["reached_back_to"] == 25
+    assert result["history_mb"] > 200 / 25 * 0.4
+    assert result["rss_mb_at_most_while_going_back"] >= result["rss_mb_for_the_history"]
+
+
+def test_the_models_time_is_no_overhead() -> None:
+    result = in_window(ticks=60, ms=25.0, paced=False)
+    assert result["driver"] == "dummy"
+    assert result["sections_ms"]["world"]["p50"] >= 25
+    assert 0 < result["overhead_ms"]["p50"] < result["sections_ms"]["tick"]["p50"] - 24
+
+
+def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["unpaced", "--world", "stub", "--ticks", "30", "--warmup", "5"])
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (document["benchmark"], document["ticks"]) == ("long_run unpaced", 30)
+    assert document["machine"]["cpu"]

@@ -1,0 +1,290 @@
+"""What a long session costs: python -m tools.long_run MODE [options], from the top folder. Modes:
+
+    paced      period, jitter, and the way from a key to the picture, beside a model of 15 ms
+    unpaced    memory over many ticks of a world, and whether the last ticks are slower than the first
+    rewind     memory of five minutes that can be gone back to, and of going back
+    overhead   everything of a tick but the model, in a window of 1280 x 800 by the current SDL driver
+
+`unpaced` and `rewind` play a world of that name; `--world stub` is one without weights. A table for people,
+then one JSON document as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from game.clock import Clock, FreeClock
+from game.keys import Command, Input, default_bindings
+from game.loop import HudState, Loop
+from game.machine import describe_machine, rss_mb
+from game.play import Options, make_session
+from game.recorder import SessionLog
+from game.session import Session
+from world_model.state import Keyframe, Memory
+from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldInfo
+
+PERIOD_MS = 1000 / FPS
+STATE_BYTES = 3_340_000
+"""A state of `rooms`."""
+
+
+@dataclass(frozen=True)
+class StubState:
+    """As many bytes as a real state, so that memory is measured and not only counted."""
+
+    tick: int
+    data: Image
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def hash(self) -> str:
+        return f"{self.tick:064x}"
+
+
+class Stub:
+    """A world that spends `ms` a step and shows moving stripes; it keeps states of `state_bytes`."""
+
+    actions = (
+        Action("idle"),
+        Action("forward", ("up",)),
+        Action("left", ("left",)),
+        Action("right", ("right",)),
+    )
+
+    def __init__(self, ms: float = 0.0, state_bytes: int = 1000) -> None:
+        self.info = WorldInfo("stub", 256, 160, FPS, 0, (), "MIT", {}, {}, "00" * 32, "cpu-stub-1")
+        self._ms, self._bytes = ms, state_bytes
+        rows, columns = np.mgrid[:160, :256]
+        waves = np.stack([(rows + columns * k) % 256 for k in (1, 2, 3)], -1)
+        self._stripes = [((waves + 5 * t) % 256).astype(np.uint8) for t in range(50)]
+        self._thumbnails = [stripes[::4, ::4].copy() for stripes in self._stripes[:32]]
+        self._state = self._at(0)
+
+    def reset(self, seed: int = 0, scene: str | None = None) -> Frame:
+        self._state = self._at(0)
+        return self.paint()
+
+    def step(self, action: int, paint: bool = True) -> Frame:
+        began = time.perf_counter()
+        self._state = self._at(self._state.tick + 1)
+        while 1e3 * (time.perf_counter() - began) < self._ms:
+            pass
+        return self._frame({"total": 1e3 * (time.perf_counter() - began)})
+
+    def paint(self, state: StubState | None = None) -> Frame:
+        return self._frame({})
+
+    def snapshot(self) -> StubState:
+        return self._state
+
+    def restore(self, state: StubState) -> None:
+        self._state = state
+
+    @property
+    def memory(self) -> Memory:
+        tick = self._state.tick
+        held = tuple(Keyframe(t, tick + 40 * i, i) for i, t in enumerate(self._thumbnails))
+        return Memory(min(tick, 16), 16, held)
+
+    def _at(self, tick: int) -> StubState:
+        return StubState(tick, np.full(self._bytes, tick % 251, np.uint8))
+
+    def _frame(self, ms: dict[str, float]) -> Frame:
+        tick = self._state.tick
+        return Frame(self._stripes[tick % 50].copy(), None, FrameInfo(tick, ms, (tick // 25 % 32,)))
+
+
+class NoFront:
+    """Nobody at the keys and no window; `watch` is called with the number of each tick."""
+
+    def __init__(self, watch: Callable[[int], None]) -> None:
+        self._watch, self._tick = watch, 0
+
+    def poll(self) -> Input:
+        self._watch(self._tick)
+        self._tick += 1
+        return Input()
+
+    def draw(self, frame: Frame, hud: HudState) -> None: ...
+    def flip(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Watch(Loop):
+    """A loop that keeps what each tick cost, in arrays that are there from the beginning."""
+
+    def __init__(self, session: Session, front: Any, clock: Clock, ticks: int) -> None:
+        super().__init__(session, front, clock)
+        self.work, self.model = np.full(ticks, -1.0), np.full(ticks, -1.0)
+
+    def _end_tick(self, woke: float, painted: bool) -> None:
+        at = self._ticks
+        super()._end_tick(woke, painted)
+        self.work[at] = self.sections.last["tick"]
+        self.model[at] = self.session.frame.info.ms.get("total", 0.0)
+
+
+@contextmanager
+def _playing(options: Options, world: Any) -> Iterator[Session]:
+    """A session as `play` makes it, with its log, in a home of its own."""
+    with tempfile.TemporaryDirectory() as home:
+        session = make_session(replace(options, home=Path(home)), world)
+        yield session
+        for log in session.logs:
+            if isinstance(log, SessionLog):
+                log.close()
+
+
+def in_window(ticks: int, ms: float, paced: bool = True) -> dict[str, Any]:
+    """Plays in a real window with figures and memory strip shown and everything recorded."""
+    from game.window import SIZE, Window, sdl_driver
+
+    driver = sdl_driver()
+    window = Window(default_bindings(Stub.actions), Stub.actions)
+    window.memory = True
+    at: list[float] = []
+    poll = window.poll
+
+    def timed() -> Input:
+        at.append(time.perf_counter())
+        return poll()
+
+    window.poll = timed  # type: ignore[method-assign]
+    try:
+        with _playing(Options("stub"), Stub(ms)) as session:
+            loop = Watch(session, window, Clock() if paced else FreeClock(), ticks)
+            loop.run(ticks)
+    finally:
+        window.close()
+    periods = 1e3 * np.diff(at)
+    overhead = loop.work - loop.model
+    return {
+        "driver": driver,
+        "size": list(SIZE),
+        "ticks": ticks,
+        "model_ms": ms,
+        "overhead_ms": _percentiles(overhead[FPS:]),
+        "sections_ms": {name: stats.summary() for name, stats in loop.sections.stats.items()},
+        "period_ms": _percentiles(periods),
+        "mean_period_error": float(abs(periods.mean() / PERIOD_MS - 1)) if paced else None,
+        "key_to_picture_ms": loop.latency.summary(),
+        "missed": loop.clock.missed,
+    }
+
+
+def unpaced(world: Any, ticks: int, warmup: int) -> dict[str, Any]:
+    """Plays without waiting. `warmup` ticks fill what is bounded, as the history, and are not counted."""
+    every = max(ticks // 1000, 1)
+    memory: list[tuple[int, float]] = []
+
+    def watch(tick: int) -> None:
+        if tick >= warmup and (tick - warmup) % every == 0:
+            memory.append((tick - warmup, rss_mb()))
+
+    with _playing(Options("world", player="wander"), world) as session:
+        loop = Watch(session, NoFront(watch), FreeClock(), warmup + ticks)
+        loop.run(warmup + ticks)
+    work = loop.work[warmup:]
+    first, last = work[: max(ticks // 10, 1)], work[-max(ticks // 10, 1) :]
+    at, mb = np.array(memory).T
+    slope = float(np.polyfit(at, mb, 1)[0] * 10_000) if len(at) > 1 else 0.0
+    return {
+        "world": world.info.name,
+        "ticks": ticks,
+        "warmup": warmup,
+        "ms": _percentiles(work),
+        "p99_first_tenth": float(np.percentile(first, 99)),
+        "p99_last_tenth": float(np.percentile(last, 99)),
+        "p99_ratio": float(np.percentile(last, 99) / np.percentile(first, 99)),
+        "rss_mb": [float(mb[0]), float(mb[-1])],
+        "mb_per_10000_ticks": slope,
+    }
+
+
+def rewind(world: Any, ticks: int) -> dict[str, Any]:
+    """Plays `ticks` and goes back to where it began; what that holds, and what the process grew by."""
+    session = Session(world)
+    session.begin(0)
+    history = session.history
+    assert history is not None
+    for tick in range(FPS):
+        session.advance(Input(tick % len(world.actions)))
+    before = rss_mb()
+    for tick in range(ticks):
+        session.advance(Input(tick // 7 % len(world.actions)))
+    played, counted = rss_mb(), history.nbytes
+    back, grown = Input(held=frozenset({Command.REWIND})), played
+    waits = 0
+    while session.tick > max(history.floor, FPS) and waits < 10 * FPS:
+        tick = session.tick
+        session.advance(back)
+        waits = 0 if session.tick < tick else waits + 1
+        grown = max(grown, rss_mb()) if session.tick % FPS == 0 else grown
+    return {
+        "world": world.info.name,
+        "ticks": ticks,
+        "state_bytes": int(world.snapshot().nbytes),
+        "reached_back_to": session.tick,
+        "history_mb": counted / 1e6,
+        "rss_mb_for_the_history": played - before,
+        "rss_mb_at_most_while_going_back": grown - before,
+    }
+
+
+def _percentiles(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
+    if not len(values):
+        return {}
+    p50, p95, p99 = np.percentile(values, (50, 95, 99))
+    numbers = {"mean": np.mean(values), "p50": p50, "p95": p95, "p99": p99, "max": np.max(values)}
+    return {name: round(float(value), 4) for name, value in numbers.items()}
+
+
+def _load(name: str) -> Any:
+    if name == "stub":
+        return Stub(state_bytes=STATE_BYTES)
+    from world_model import load_world
+
+    return load_world(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("mode", choices=("paced", "unpaced", "rewind", "overhead"))
+    parser.add_argument("--minutes", type=float, default=None, help="paced: 10; rewind: 5; overhead: 1")
+    parser.add_argument("--ticks", type=int, default=100_000, help="unpaced")
+    parser.add_argument("--warmup", type=int, default=10_000, help="unpaced")
+    parser.add_argument("--world", default="rooms", help="unpaced, rewind: a world's name, or stub")
+    parser.add_argument("--model-ms", type=float, default=15.0, help="paced, overhead: what the stub spends")
+    asked = parser.parse_args(arguments)
+    minutes = asked.minutes or {"paced": 10.0, "rewind": 5.0, "overhead": 1.0}.get(asked.mode, 0.0)
+    ticks = max(round(minutes * 60 * FPS), 2 * FPS)
+    if asked.mode == "unpaced":
+        result = unpaced(_load(asked.world), asked.ticks, asked.warmup)
+    elif asked.mode == "rewind":
+        result = rewind(_load(asked.world), ticks)
+    else:
+        result = in_window(ticks, asked.model_ms)
+    result = {"benchmark": f"long_run {asked.mode}", **result, "machine": describe_machine()}
+    for name, value in result.items():
+        if name != "machine":
+            print(f"{name:<34}{value}")
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()
