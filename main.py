@@ -39,7 +39,10 @@ def play(
     world: Annotated[str | None, typer.Option(help="A world's name or folder; without it, a choice.")] = None,
     seed: Seed = 0,
     scene: Scene = None,
-    source: Annotated[str | None, typer.Option(help="Play this real game instead of a dream.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Play this real game instead of a dream: rooms, car_racing, gym:ENV_ID."),
+    ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="The real game beside the dream.")] = False,
     player: Annotated[
         str, typer.Option(help="human, random, wander, the path of a script, or a recording's folder.")
@@ -51,14 +54,23 @@ def play(
     film: Annotated[bool, typer.Option("--film", help="Film from the start (extra: video).")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace of every tick there.")] = None,
     keys: Annotated[Path | None, typer.Option(help="Key bindings, a TOML file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --source: the data set that gains the episode (else the player's own folder)."
+        ),
+    ] = None,
 ) -> None:
     """Opens a window and plays. Arrows or WASD move, H shows all keys, Esc leaves."""
     from game.play import Options
     from game.play import play as run
     from world_model.paths import list_worlds
 
+    if out is not None and source is None:
+        raise typer.BadParameter("--out goes with --source; a dream is recorded by `record`")
+
     options = Options(
-        world, seed, scene, source, twin, player, fast, fullscreen, log, ticks, film, trace, keys
+        world, seed, scene, source, twin, player, fast, fullscreen, log, ticks, film, trace, keys, out=out
     )
     summary = run(options, _load_world, list_worlds)
     if summary is not None:
@@ -108,16 +120,30 @@ def replay(
 ) -> None:
     """Dreams a recording again and checks every picture and state against it."""
     from game.replay import read_recording, render, report
+    from game.twin import open_recorded
 
     width, found, height = size.partition("x")
     if not (found and width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
         raise typer.BadParameter(f"{size!r} is not a size like 1280x800")
     kept = read_recording(recording)
-    loaded = _load_world(world or kept.header["world"])
+    loaded = open_recorded(kept.header, _load_world, world)
     if video is not None:
         typer.echo(render(kept, loaded, video, (int(width), int(height))))
     else:
         typer.echo(report(kept, loaded))
+
+
+@app.command(epilog=EPILOGUE)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A recording, a rollout, an episode, or a folder of these.")],
+    to: Annotated[str, typer.Option(help="npz, lerobot (extra: lerobot) or minari (extra: minari).")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; without it DIR-npz and so on.")] = None,
+    world: Annotated[str | None, typer.Option(help="Another world than the recorded one.")] = None,
+) -> None:
+    """Writes rollouts for training elsewhere. A recording is dreamed again and verified on the way."""
+    from game.export import export as write
+
+    typer.echo(write(folder, to, out, _load_world, world))
 
 
 @app.command()
@@ -172,6 +198,9 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile; needs a C++ compiler.")] = False,
     episodes: Annotated[int | None, typer.Option(help="Use at most so many episodes.")] = None,
+    like: Annotated[
+        Path | None, typer.Option("--from", help="A run whose fitting weights a new stage begins with.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Trains a world. Ctrl-C saves; the same command goes on where it stopped."""
@@ -181,7 +210,7 @@ def train(
     stages = ORDER if stage == "all" else (stage,)
     if minutes is None and steps is None:
         minutes = 300.0 if stage == "all" else 60.0
-    config = TrainConfig(world, data, run, stages, minutes, steps, device, seed, episodes, compiled)
+    config = TrainConfig(world, data, run, stages, minutes, steps, device, seed, episodes, compiled, like)
     start(config, typer.echo)
 
 
@@ -200,32 +229,52 @@ def publish(
 
 @app.command(name="eval", epilog=EPILOGUE)
 def evaluate(
-    against: Annotated[Path, typer.Option(help="A data set of the source; its held-out part is used.")],
-    world: World = "rooms",
-    out: Annotated[Path, typer.Option(help="Where eval.json, eval.md and the pictures go.")] = Path("eval"),
+    against: Annotated[
+        str | None, typer.Option(help="A data set's folder (its held-out part is used), or a source to play.")
+    ] = None,
+    world: Annotated[
+        str, typer.Option(help="A world, source:NAME, or baseline:NAME as in baseline:copy-seed.")
+    ] = "rooms",
+    out: Annotated[Path, typer.Option(help="Where eval.json, report.html and the pictures go.")] = Path(
+        "eval"
+    ),
     source: Annotated[str | None, typer.Option(help="The real game, for what only it can judge.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer windows.")] = False,
     figures: Annotated[bool, typer.Option("--figures", help="Only what the card shows first.")] = False,
+    protocol: Annotated[list[str] | None, typer.Option(help="Only this protocol; can be repeated.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two worlds or eval.json files: which is better?")
+    ] = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="What each part of the memory is worth.")
+    ] = False,
     head_steps: Annotated[int | None, typer.Option(min=1, max=8, help="Other than the world's own.")] = None,
-    card: Annotated[bool, typer.Option("--card", help="Write the scores into the world's card.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Land eval.json and the scores in the world.")] = False,
 ) -> None:
     """Measures a world against held-out episodes of its real game."""
-    from world_model.evaluation.report import FIGURES
-    from world_model.evaluation.report import evaluate as measure
+    from functools import partial
+
+    from game.machine import describe_machine
+    from world_model.evaluation import command
     from world_model.evaluation.summary import summary_markdown
+    from world_model.paths import find_world
+    from world_model.training.card import add_evaluation
     from world_model.world import batch_dream
 
-    dreamer = batch_dream(world, head_steps)
-    plan = FIGURES if figures else None
-    result = measure(dreamer, against, quick, out, source, plan, typer.echo)
-    typer.echo(summary_markdown(result))
-    if card:
-        from world_model.paths import find_world
-        from world_model.training.card import add_scores
-
-        add_scores(
-            find_world(world), summary_markdown(result), result, "python main.py " + " ".join(sys.argv[1:])
-        )
+    if card and (protocol or compare or ablations):
+        raise typer.BadParameter("--card takes a whole pass: not --protocol, --compare or --ablations")
+    folder = find_world(world) if card else None
+    load = partial(batch_dream, head_steps=head_steps)
+    request = command.Request(against, out, source, quick, figures, tuple(protocol or ()), describe_machine())
+    if compare:
+        typer.echo(command.compare_two(request, *compare, load, typer.echo))
+    elif ablations:
+        typer.echo(command.ablate_one(request, world, load, typer.echo))
+    else:
+        result = command.evaluate_one(request, world, load, typer.echo)
+        typer.echo(summary_markdown(result))
+        if folder is not None:
+            add_evaluation(folder, result, sys.argv[1:])
 
 
 @app.command()

@@ -46,7 +46,15 @@ class Corridor:
     def _observe(self) -> Observation:
         image = np.full((16, 32, 3), int(self._x) % 256, np.uint8)
         pose = np.array([self._x, 0.0, self._heading], np.float32)
-        return Observation(image, pose, phase=self._tick % self.phases)
+        depth = np.full((4, 8), self._x, np.float16)
+        return Observation(image, pose, phase=self._tick % self.phases, depth=depth)
+
+
+def test_depth_travels_with_its_frame(tmp_path: Path) -> None:
+    write_episode(tmp_path / "ep_0", record_episode(Corridor(), seed=5, ticks=20))
+    episode = read_episode(tmp_path / "ep_0")
+    assert episode.depth is not None and episode.pose is not None
+    np.testing.assert_array_equal(episode.depth[:, 0, 0], episode.pose[:, 0].astype(np.float16))
 
 
 def test_recorded_alignment_and_phase() -> None:

@@ -2,137 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from toy_game import HEIGHT, NAMES, WIDTH, Broken, Deaf, Perfect, toy_data, toy_episode
 from world_model.data.episodes import Episode, write_episode
-from world_model.data.sources import Observation
-from world_model.evaluation.baselines import Blurred, CopySeed, Frozen, MeanFrame, Noise, OneTexture
+from world_model.evaluation.baselines import (
+    Blurred,
+    CopySeed,
+    Frozen,
+    MeanFrame,
+    Noise,
+    OneTexture,
+    Persistence,
+)
 from world_model.evaluation.collapse import collapse, false_alarms, real_means
-from world_model.evaluation.compare import ablate, compare, comparison_markdown
 from world_model.evaluation.control import control, delta_psnr, real_turns
 from world_model.evaluation.probe import path_error, train_probe
 from world_model.evaluation.protocol import Clip, Dreamer, Images, Ints, dream
 from world_model.evaluation.realness import real_or_dream
-from world_model.evaluation.report import Plan, evaluate
-from world_model.evaluation.revisit import there_and_back, turn, turn_clips
 from world_model.evaluation.rollout import one_tick, rollout
 from world_model.evaluation.wander import LOOK_AROUND, mirrored, wander
 from world_model.evaluation.windows import CONTEXT, HeldOut, clip_moved, held_out, moved, windows
-from world_model.types import Action, DataError, WorldError
-
-HEIGHT, WIDTH = 40, 64
-NAMES = ("idle", "forward", "back", "left", "right", "forward_left", "forward_right")
-TURN = {3: 2, 4: -2, 5: 2, 6: -2}
-"""Columns of the panorama by which an action moves the picture to the right."""
-ROUND = 160
-"""Columns all around: 80 ticks of left."""
-
-
-def panorama() -> NDArray[np.uint8]:
-    """All that there is to see: eight coloured walls with texture, (HEIGHT, ROUND, 3)."""
-    rng = np.random.default_rng(0)
-    walls = np.kron(rng.integers(30, 226, (2, 8, 3)), np.ones((HEIGHT // 2, ROUND // 8, 1)))
-    return np.clip(walls + rng.normal(0, 12, walls.shape), 0, 255).astype(np.uint8)
-
-
-SEEN = panorama()
-
-
-def view(angle: int, step: int) -> NDArray[np.uint8]:
-    """The picture at a heading (columns, counter-clockwise) after `step` units forward, which light it."""
-    columns = (np.arange(WIDTH) - angle) % ROUND
-    return np.asarray(SEEN[:, columns] * (0.6 + 0.4 * (step % 24) / 24), np.uint8)
-
-
-PLACES = {view(a, s).tobytes(): (a, s) for a in range(0, ROUND, 2) for s in range(0, 24, 2)}
-
-
-def apply(angle: int, step: int, action: int) -> tuple[int, int]:
-    walk = 2 if action in (1, 5, 6) else -2 if action == 2 else 0
-    return angle + TURN.get(action, 0), step + walk
-
-
-class Perfect:
-    """Plays the toy game itself: finds out where it is from the last context frame."""
-
-    name = "perfect"
-
-    def reset(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> Images:
-        self._at = [PLACES[frame.tobytes()] for frame in obs[:, -1]]
-        return self._show()
-
-    def step(self, act: Ints) -> Images:
-        self._at = [apply(*at, int(a)) for at, a in zip(self._at, act, strict=True)]
-        return self._show()
-
-    def context_predictions(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> NDArray[np.uint8]:
-        return obs[:, 1:].copy()
-
-    def _show(self) -> Images:
-        return np.stack([view(*at) for at in self._at])
-
-
-class Deaf(Perfect):
-    """Hears no action: always turns left."""
-
-    name = "deaf"
-
-    def step(self, act: Ints) -> Images:
-        return super().step(np.full_like(act, 3))
-
-
-class ToySource:
-    name, fps, licence, phases = "toy", 25, "none", 1
-    actions = tuple(Action(name) for name in NAMES)
-
-    def reset(self, seed: int) -> Observation:
-        self._at = (seed % 80 * 2, 0)
-        return self._see()
-
-    def step(self, action: int) -> Observation:
-        self._at = apply(*self._at, action)
-        return self._see()
-
-    def close(self) -> None: ...
-
-    def _see(self) -> Observation:
-        angle, step = self._at
-        return Observation(view(angle, step), np.array([step, 0, 2 * np.pi * angle / ROUND], np.float32))
-
-
-def toy_episode(seed: int, ticks: int = 200, still: bool = False) -> Episode:
-    rng = np.random.default_rng(seed)
-    actions = np.repeat(rng.choice([1, 2, 3, 4, 5, 6], ticks // 5), 5).astype(np.int16)
-    actions[:90] = 3  # a look around, which the rule's false alarms are counted on
-    if still:
-        actions[:] = 0
-    states = [(seed * 10 % ROUND, 0)]
-    for action in actions:
-        states.append(apply(*states[-1], int(action)))
-    return Episode(
-        header={"source": "toy", "actions": list(NAMES), "fps": 25, "seed": seed},
-        frames=np.stack([view(*s) for s in states]),
-        actions=actions,
-        phases=(np.arange(ticks) % 5).astype(np.uint8),
-        pose=np.array([(s, 0, 2 * np.pi * a / ROUND) for a, s in states], np.float32),
-        sound=None,
-        rewards=np.zeros(ticks, np.float32),
-    )
+from world_model.types import DataError, WorldError
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    for seed in (1, 2, 3):
-        write_episode(folder / "val" / f"ep_{seed:03d}", toy_episode(seed))
-    return folder
+    return toy_data(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +84,14 @@ def test_no_held_out_split_is_an_error(tmp_path: Path) -> None:
         held_out(tmp_path)
 
 
+def test_a_seed_of_the_training_split_is_not_held_out(tmp_path: Path) -> None:
+    root = toy_data(tmp_path, ("train", "val"))
+    assert len(held_out(root).episodes) == 3
+    write_episode(root / "train" / "ep_same", toy_episode(2))
+    with pytest.raises(DataError, match="the seed 2 is in train and in val"):
+        held_out(root)
+
+
 def test_too_short_episodes_are_an_error(data: HeldOut) -> None:
     with pytest.raises(DataError, match="collect longer"):
         windows(data, 1000, 4, moving=False)
@@ -197,6 +106,45 @@ def test_copy_seed_gains_nothing_and_a_perfect_dreamer_everything(data: HeldOut)
     assert perfect["ticks"]["32"]["gain"]["low"] > 5
     assert perfect["ticks"]["8"]["laplacian_ratio"]["mean"] == 1
     assert list(perfect["ticks"]) == ["1", "4", "8", "16", "32"]
+
+
+def test_persistence_shows_the_frame_before_while_the_recorded_actions_are_fed(data: HeldOut) -> None:
+    clip = windows(data, 8, 1, moving=True)[0]
+    shown = [images[0].copy() for images in dream(Persistence(), [clip])]
+    np.testing.assert_array_equal(shown[5], clip.real(4))
+    other = np.full((1, 8), 0, np.int64)
+    held = [images[0].copy() for images in dream(Persistence(), [clip], other)]
+    np.testing.assert_array_equal(held[-1], clip.real(0))
+
+
+class Counting(Perfect):
+    """Counts how many ticks it paints and how many it only dreams."""
+
+    def __init__(self) -> None:
+        self.painted = self.blind = 0
+
+    def step(self, act: Ints) -> Images:
+        self.painted += 1
+        return super().step(act)
+
+    def advance(self, act: Ints) -> None:
+        self.blind += 1
+        super().step(act)
+
+
+def test_ticks_that_nobody_looks_at_are_not_painted_and_change_nothing(data: HeldOut) -> None:
+    clips = windows(data, 40, 2, moving=True)
+    counting = Counting()
+    assert rollout(counting, clips, (8, 32)) == rollout(Perfect(), clips, (8, 32))
+    assert counting.painted == 10 and counting.blind == 30
+
+
+def test_the_watcher_is_shown_what_is_scored(data: HeldOut) -> None:
+    clips = windows(data, 16, 5, moving=True)
+    seen: list[tuple[int, Images]] = []
+    rollout(Perfect(), clips, batch=2, watch=lambda k, made, real: seen.append((k, made)), watched={3})
+    assert [k for k, _ in seen] == [3, 3, 3]
+    np.testing.assert_array_equal(np.concatenate([i for _, i in seen])[4], clips[4].real(3))
 
 
 def test_batches_do_not_change_the_figures(data: HeldOut) -> None:
@@ -293,100 +241,11 @@ def test_true_actions_beat_random_ones_only_if_they_are_heard(data: HeldOut) -> 
     assert delta_psnr(Deaf(), clips, len(NAMES))["delta"]["mean"] == 0
 
 
-def test_a_full_turn_comes_back(data: HeldOut) -> None:
-    clips = turn_clips(ToySource(), 3)
-    assert clips[0].ticks == 80
-    found = turn(Perfect(), clips)
-    assert found["psnr"]["mean"] == found["closure"]["mean"] == found["half"]["mean"] == 100
-    assert found["random"]["mean"] < 30
-    assert turn(CopySeed(), clips)["half"]["mean"] < 30
-
-
-def test_walks_there_and_back_end_where_they_began() -> None:
-    clip = there_and_back(ToySource(), 1, 60)[0]
-    assert clip.ticks == 120 and clip.pose is not None
-    np.testing.assert_allclose(clip.pose[-1], clip.pose[CONTEXT - 1], atol=1e-5)
-
-
-class Broken(Perfect):
-    """Returns something that is no picture."""
-
-    def __init__(self, how: str) -> None:
-        self._how = how
-
-    def _show(self) -> Any:
-        images = super()._show()
-        if self._how == "nan":
-            return np.full(images.shape, np.nan, np.float32)
-        return images.astype(np.float32) if self._how == "float" else images[:, :-1]
-
-
 @pytest.mark.parametrize(("how", "says"), [("nan", "NaN"), ("float", "float32"), ("size", "shape")])
 def test_a_broken_frame_is_an_error_not_a_score(data: HeldOut, how: str, says: str) -> None:
     clips: list[Clip] = windows(data, 4, 2, moving=False)
     with pytest.raises(WorldError, match=says):
         list(dream(Broken(how), clips))
-
-
-TINY = Plan(
-    windows=4,
-    ticks=32,
-    all_windows=2,
-    long_windows=2,
-    long_ticks=48,
-    collapse_rollouts=3,
-    collapse_ticks=90,
-    starts=4,
-    realness_clips=0,
-    probe_windows=0,
-)
-
-
-def test_evaluate_writes_a_whole_and_repeatable_report(root: Path, tmp_path: Path) -> None:
-    parts: list[str] = []
-    result = evaluate(Perfect(), root, True, tmp_path, plan=TINY, progress=parts.append)
-    assert json.loads((tmp_path / "eval.json").read_text()) == result
-    text = (tmp_path / "eval.md").read_text()
-    assert "| collapsed of 3 rollouts, 90 ticks | 0 | 0 | met |" in text and "missed" not in text
-    names = {p.name.replace("ends.jpg", "ends.png") for p in tmp_path.iterdir()}
-    assert names == {
-        "eval.json",
-        "eval.md",
-        "ends.png",
-        "strip_best.png",
-        "strip_median.png",
-        "strip_worst.png",
-    }
-    assert parts[0] == "one tick"
-    assert evaluate(Perfect(), root, True, tmp_path, plan=TINY) == result
-
-
-def test_evaluate_reports_a_broken_world_as_missed(root: Path, tmp_path: Path) -> None:
-    evaluate(Noise(), root, True, tmp_path, plan=TINY)
-    text = (tmp_path / "eval.md").read_text()
-    assert "| collapsed of 3 rollouts, 90 ticks | 3 | 0 | missed |" in text
-
-
-def test_a_comparison_is_paired_and_names_the_better(data: HeldOut) -> None:
-    clips = windows(data, 16, 6, moving=True)
-    perfect, copy = rollout(Perfect(), clips), rollout(CopySeed(), clips)
-    found = compare({"rollout": perfect}, {"rollout": copy})["rollout"]["16"]
-    assert found["better"] == "a" and found["low"] > 0 and found["a_ahead"] == 1
-    assert compare({"rollout": copy}, {"rollout": perfect})["rollout"]["16"]["better"] == "b"
-    same = compare({"rollout": copy}, {"rollout": copy})
-    assert same["rollout"]["16"]["better"] == "undecided"
-    assert "| 16 | +0.00" in comparison_markdown(same, "old", "new")
-
-
-def test_a_comparison_of_different_windows_is_an_error(data: HeldOut) -> None:
-    found = [rollout(CopySeed(), windows(data, 8, 4, moving=True, seed=s)) for s in (0, 1)]
-    with pytest.raises(DataError, match="different windows"):
-        compare({"rollout": found[0]}, {"rollout": found[1]})
-
-
-def test_an_ablation_shows_what_a_part_is_worth(data: HeldOut) -> None:
-    found = ablate(Perfect(), {"hearing": Deaf(), "nothing": Perfect()}, windows(data, 16, 6, moving=True))
-    assert found["hearing"]["16"]["better"] == "a" and found["nothing"]["16"]["mean"] == 0
 
 
 def test_the_probe_follows_a_good_dream_and_loses_a_deaf_one(root: Path, data: HeldOut) -> None:
@@ -406,6 +265,12 @@ def test_a_classifier_tells_noise_from_the_real_game(data: HeldOut) -> None:
 def test_a_classifier_cannot_tell_a_perfect_dream(data: HeldOut) -> None:
     found = real_or_dream(Perfect(), data, count=24, steps=60, lengths=(40,))["40"]
     assert found["accuracy"]["mean"] < 0.75 and found["check"]["mean"] < 0.75
+
+
+def test_a_clip_without_a_pose_has_no_path(root: Path, data: HeldOut) -> None:
+    clip = replace(windows(data, 8, 1, moving=True)[0], pose=None)
+    with pytest.raises(DataError, match="no pose"):
+        path_error(Perfect(), train_probe(root, 40, steps=1, split="val"), [clip])
 
 
 def test_real_or_dream_needs_two_episodes(data: HeldOut) -> None:

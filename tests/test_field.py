@@ -111,6 +111,19 @@ def test_nobody_gets_through_a_wall_but_slides_along_it() -> None:
     torch.testing.assert_close(place.pose, before.pose)
 
 
+def test_a_dream_never_settles_within_a_wall() -> None:
+    model = walking()
+    torch.manual_seed(0)
+    z = torch.randn(1, 12, 4, *LATENT_GRID)
+    act = torch.zeros(1, 11, dtype=torch.long)
+    within = PlaceModel.nowhere(1, "cpu")._replace(pose=at(HALF + 0.02, 0.0, 0.0))
+    free = within._replace(pose=at(HALF - 0.1, 0.0, 0.0))
+    with torch.no_grad():
+        path = [free, *[within] * 11]
+        settled = model.settle(path, z, act, act, torch.Generator().manual_seed(0))
+        assert float(model.map.surfaces.walls(settled.pose[:, :2])) >= ROOM
+
+
 def test_the_motion_model_feels_walls() -> None:
     model = walking()
     act = torch.zeros(1, dtype=torch.long)

@@ -1,9 +1,10 @@
-"""Picture metrics against scikit-image, and properties that follow from their definitions."""
+"""Picture metrics against reference implementations, and properties that follow from their definitions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from world_model.evaluation import metrics
@@ -64,6 +65,36 @@ def test_ms_ssim_falls_with_noise_and_forgives_fine_noise_more_than_ssim() -> No
     worse = noisy_pair(3)[1] // 2
     assert metrics.ssim(a, b) < metrics.ms_ssim(a, b) < 1
     assert metrics.ms_ssim(a, worse) < metrics.ms_ssim(a, b)
+
+
+def test_ms_ssim_agrees_with_pytorch_msssim() -> None:
+    reference = pytest.importorskip("pytorch_msssim")
+    for seed in (6, 7):
+        a, b = noisy_pair(seed, (192, 256))
+        x, y = (torch.from_numpy(metrics.grey(i))[None, None].double() for i in (a, b))
+        expected = float(reference.ms_ssim(x, y, data_range=255))
+        assert metrics.ms_ssim(a, b) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ms_ssim_of_a_worlds_picture_is_four_scales_of_scipys_and_scikit_images_terms() -> None:
+    """The published definition written another way: the map of scikit-image, its luminance term by SciPy."""
+    reference = pytest.importorskip("skimage.metrics")
+    filters = pytest.importorskip("scipy.ndimage")
+    a, b = noisy_pair(8, (160, 256))
+    x, y = (metrics.grey(i).astype(np.float64) for i in (a, b))
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363]) / (0.0448 + 0.2856 + 0.3001 + 0.2363)
+    expected = 1.0
+    for scale, weight in enumerate(weights):
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        _, both = reference.structural_similarity(x, y, data_range=255, full=True, **options)
+        mean_x, mean_y = (filters.gaussian_filter(i, 1.5, truncate=3.5) for i in (x, y))
+        c1 = (0.01 * 255) ** 2
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        inner = (slice(5, -5), slice(5, -5))
+        term = both[inner] if scale == 3 else (both / luminance)[inner]
+        expected *= term.mean() ** weight
+        x, y = (i.reshape(i.shape[0] // 2, 2, i.shape[1] // 2, 2).mean((1, 3)) for i in (x, y))
+    assert metrics.ms_ssim(a, b) == pytest.approx(expected, abs=1e-4)
 
 
 def test_ms_ssim_with_one_scale_is_ssim() -> None:

@@ -18,7 +18,7 @@ from world_model.training import preview as previewing
 from world_model.training import publish as publishing
 from world_model.training import tokenizer_stage
 from world_model.training.card import add_scores, sparkline
-from world_model.training.decoder_stage import drawing
+from world_model.training.decoder_stage import drawing, pattern_loss, texture_loss
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
 from world_model.training.run import ORDER, TrainConfig, load_run, train
@@ -201,6 +201,24 @@ def test_entries_of_a_table_learn_at_their_own_rate() -> None:
     (model.plain.sum() + model.table.sum()).backward()
     optimizer.step(1.0)
     torch.testing.assert_close(model.table, 10 * model.plain)
+
+
+def grain(channels: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(1, channels, 32, 32, generator=g).expand(1, 3, 32, 32)
+
+
+def test_checks_are_not_taken_for_grain() -> None:
+    ticks = torch.arange(32)
+    checks = (0.1 * (1 - 2 * ((ticks[:, None] + ticks) % 2.0))).expand(1, 3, 32, 32)
+    smooth = torch.zeros(1, 3, 32, 32)
+    assert pattern_loss(checks, smooth) > 3 * pattern_loss(grain(1), smooth)
+
+
+def test_coloured_grain_does_not_pass_for_grey() -> None:
+    other = grain(1).flip(-1)
+    coloured = grain(3) * (grain(1).square().sum() / grain(3).square().sum()).sqrt()
+    assert texture_loss(other, grain(1)) < 0.5 * texture_loss(coloured, grain(1))
 
 
 class Dot(torch.nn.Module):

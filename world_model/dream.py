@@ -74,6 +74,8 @@ class DreamState:
         return [self.z, *self.place, *layers, *bank, self.phase]
 
 
+ENCODED_AT_ONCE = 64
+"""Frames; a long context in one piece would take gigabytes."""
 SETTLE_AT = (8, 31)
 """Ticks after which a dream that only watches makes sure of its place, from what it has seen so far."""
 
@@ -102,7 +104,9 @@ class DreamEngine:
     def encode(self, obs: NDArray[np.uint8]) -> Tensor:
         """uint8 (F, H, W, 3) -> latents (F, C, h, w), fp32."""
         with self._precision():
-            return self.model.tokenizer.encode(to_float(obs, self.device)).float()
+            encode = self.model.tokenizer.encode
+            parts = [obs[i : i + ENCODED_AT_ONCE] for i in range(0, len(obs), ENCODED_AT_ONCE)]
+            return torch.cat([encode(to_float(part, self.device)).float() for part in parts])
 
     @torch.no_grad()
     def decode(self, z: Tensor, pose: Tensor | None = None) -> NDArray[np.uint8]:

@@ -356,7 +356,8 @@ class PlaceModel(nn.Module):
         walk = _Walk(path[first], act[:, first:], phase[:, first:], z_BTChw[:, first:])
         for spread, count in SETTLE_ROUNDS:
             candidates = _scatter(best, spread, count, generator)
-            best = _elite(candidates, self._judge(candidates, walk), SETTLE_ELITE)
+            error = self._judge(candidates, walk) + self._outside(candidates)
+            best = _elite(candidates, error, SETTLE_ELITE)
         track = self._walk(best[:, 0], walk)
         last = path[-1]
         return last._replace(
@@ -381,9 +382,13 @@ class PlaceModel(nn.Module):
             poses = compose(candidates[:, :, None], offsets[:, None])
             shown = self.map.seen(poses.flatten(0, 2))[:, : target.shape[2]]
             shown = shown.unflatten(0, (batch, -1, len(looks)))
-            error = (shown - target[:, None]).square().mean((2, 3, 4, 5))
+            error = (shown - target[:, None]).square().mean((2, 3, 4, 5)) + self._outside(candidates)
             best = _elite(candidates, error, SETTLE_ELITE)
         return best[:, 0]
+
+    def _outside(self, pose: Tensor) -> Tensor:
+        """One for each pose (..., 3) where nobody can stand, zero for the others."""
+        return (self.map.surfaces.walls(pose[..., :2]) < ROOM).float()
 
     def _walk(self, start_B3: Tensor, walk: _Walk) -> list[Place]:
         """The places along a walk from a pose."""

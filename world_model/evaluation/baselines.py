@@ -5,12 +5,14 @@ The first set a floor that a world must beat; the second are what the collapse r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from world_model.evaluation.protocol import Dreamer, Images, Ints
+from world_model.evaluation.protocol import Clip, Dreamer, Images, Ints, context_of
 
 
 class CopySeed:
@@ -27,6 +29,34 @@ class CopySeed:
 
     def context_predictions(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> NDArray[np.uint8]:
         return obs[:, :-1].copy()
+
+
+class Persistence(CopySeed):
+    """Shows the real frame of the tick before, which no dream can know: a reference, not a rival.
+
+    It needs the real frames that come, so it works on recorded clips (`reset_clips`), and only while the
+    recorded actions are fed: from the first other action on it holds the last frame.
+    """
+
+    name = "persistence"
+
+    def reset(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> Images:
+        self._clips: list[Clip] = []
+        self._tick = 0
+        return super().reset(obs, act, phase)
+
+    def reset_clips(self, clips: Sequence[Clip]) -> Images:
+        first = self.reset(*context_of(clips))
+        self._clips, self._follows = list(clips), [True] * len(clips)
+        return first
+
+    def step(self, act: Ints) -> Images:
+        for b, clip in enumerate(self._clips):
+            self._follows[b] &= self._tick < clip.ticks and int(act[b]) == int(clip.future[self._tick])
+            if self._follows[b]:
+                self._frame[b] = clip.real(self._tick)
+        self._tick += 1
+        return self._frame.copy()
 
 
 class MeanFrame(CopySeed):

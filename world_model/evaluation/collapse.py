@@ -14,7 +14,7 @@ from the held-out episodes; how often the rule blames real frames is reported be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ KINDS = ("flat", "noise", "frozen", "one_texture")
 REAL_STRIDE = 10
 SOURCE_SEED = 1_600_000_000
 
-Array = NDArray[np.float64]
+Row = tuple[float, float, float, float, bool]
+"""Laplacian energy, spread of the luma, block spread, change, and whether the change counts."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,26 @@ class EndMeter:
 
     def __init__(self, means: RealMeans, turns: Sequence[int]) -> None:
         self._means, self._turns = means, turns
-        self._rows: list[tuple[float, float, float, float, bool]] = []
-        self._last: NDArray[np.uint8] | None = None
+        self._rows: list[Row] = []
+        self._last: NDArray[np.float32] | None = None
 
     def add(self, image: NDArray[np.uint8], action: int) -> None:
         """Takes the frame uint8 (H, W, 3) that `action` led to."""
-        change = 0.0 if self._last is None else metrics.change(image, self._last)
+        luma = metrics.grey(image)
+        change = 0.0 if self._last is None else float(np.abs(luma - self._last).mean())
         counts = self._last is not None and (not self._turns or action in self._turns)
-        luma = float(metrics.grey(image).std())
         spread = metrics.block_spread(image)
-        self._rows.append((metrics.laplacian_energy(image), luma, spread, change, counts))
-        self._last = image.copy()
+        self._rows.append((metrics.luma_energy(luma), float(luma.std()), spread, change, counts))
+        self._last = luma
 
-    def verdict(self) -> tuple[str, ...]:
-        """The kinds of collapse that hold, none for a living end. Frozen needs 10 turning ticks."""
-        energy, luma, spread, change, counts = np.array(self._rows, np.float64).T
-        turned = change[counts > 0]
+    def verdict(self, first: int = 0, count: int | None = None) -> tuple[str, ...]:
+        """The kinds of collapse that hold, none for a living end. Frozen needs 10 turning ticks.
+
+        Of all frames, or of `count` frames from the first; then its change from the one before is left out.
+        """
+        rows = np.array(self._rows[first : None if count is None else first + count], np.float64)
+        energy, luma, spread, change, counts = rows.T
+        turned = change[1:][counts[1:] > 0]
         real = self._means
         holds = {
             "flat": energy.mean() < FLAT_ENERGY * real.energy or luma.mean() < FLAT_LUMA,
@@ -128,7 +133,8 @@ def collapse(
         found, last = _judge(dreamer, group, plans[first : first + len(group)], means, data)
         verdicts += found
         ends += list(last)
-    return CollapseResult(_summary(verdicts, ticks, means), np.stack(ends))
+    clips = [[c.episode, c.start] for c in starts]
+    return CollapseResult({"clips": clips} | _summary(verdicts, ticks, means), np.stack(ends))
 
 
 def false_alarms(data: HeldOut, means: RealMeans, stride: int = 25) -> dict[str, Any]:
@@ -141,10 +147,11 @@ def false_alarms(data: HeldOut, means: RealMeans, stride: int = 25) -> dict[str,
     everything: list[tuple[str, ...]] = []
     turned: list[tuple[str, ...]] = []
     for episode in data.episodes:
+        meter = EndMeter(means, turns)
+        for t, action in enumerate(episode.actions):
+            meter.add(np.asarray(episode.frames[t + 1]), int(action))
         for start in range(0, len(episode) - LOOK_AROUND + 1, stride):
-            span = range(start, start + LOOK_AROUND)
-            pairs = ((np.asarray(episode.frames[t + 1]), int(episode.actions[t])) for t in span)
-            verdict = _verdict(pairs, means, turns)
+            verdict = meter.verdict(start, LOOK_AROUND)
             everything.append(verdict)
             if _looks_around(episode.actions[start : start + LOOK_AROUND], data.actions):
                 turned.append(verdict)
@@ -173,21 +180,13 @@ def _judge(
 ) -> tuple[list[tuple[str, ...]], NDArray[np.uint8]]:
     meters = [EndMeter(means, turning(data.actions)) for _ in group]
     ticks = plan.shape[1]
+    end = range(ticks - LOOK_AROUND, ticks + 1)
     images = np.empty(0, np.uint8)
-    for k, images in enumerate(dream(dreamer, group, plan, unseen=ticks - LOOK_AROUND - 1)):
+    for k, images in enumerate(dream(dreamer, group, plan, end)):
         if k > max(0, ticks - LOOK_AROUND):
             for b, meter in enumerate(meters):
                 meter.add(images[b], int(plan[b, k - 1]))
     return [m.verdict() for m in meters], images
-
-
-def _verdict(
-    pairs: Iterable[tuple[NDArray[np.uint8], int]], means: RealMeans, turns: list[int]
-) -> tuple[str, ...]:
-    meter = EndMeter(means, turns)
-    for image, action in pairs:
-        meter.add(image, action)
-    return meter.verdict()
 
 
 def _looks_around(actions: NDArray[Any], names: Sequence[str]) -> bool:
@@ -207,5 +206,5 @@ def _summary(verdicts: list[tuple[str, ...]], ticks: int, means: RealMeans) -> d
         "collapsed": sum(bool(v) for v in verdicts),
         "kinds": {name: sum(name in v for v in verdicts) for name in KINDS},
         "verdicts": [list(v) for v in verdicts],
-        "real_means": asdict(means),
+        "real_means": {k: round(v, 4) for k, v in asdict(means).items()},
     }

@@ -28,7 +28,11 @@ def grey(image: Image) -> NDArray[np.float32]:
 
 def laplacian_energy(image: Image) -> float:
     """Mean square of the discrete Laplacian of the luma: how much texture and edge there is."""
-    g = grey(image)
+    return luma_energy(grey(image))
+
+
+def luma_energy(g: NDArray[np.float32]) -> float:
+    """`laplacian_energy` of a luma (H, W) that is at hand already."""
     centre = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
     return float(np.mean(centre**2))
 

@@ -100,7 +100,7 @@ def path_error(dreamer: Dreamer, probe: PoseProbe, clips: Sequence[Clip], batch:
         raise DataError("the held-out episodes have no pose, so a probe has nothing to be compared with")
     rows: dict[int, list[NDArray[np.float64]]] = {}
     for group in batched(clips, batch):
-        for k, images in enumerate(dream(dreamer, group)):
+        for k, images in enumerate(dream(dreamer, group, painted=PROBE_TICKS)):
             if k in PROBE_TICKS:
                 true = np.stack([c.pose[c.context - 1 + k] for c in group if c.pose is not None])
                 real = np.stack([c.real(k) for c in group])

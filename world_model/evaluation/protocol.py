@@ -6,7 +6,7 @@ answer this, so that every figure comes from the same code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -25,9 +25,11 @@ Ints = NDArray[np.int64]
 class Dreamer(Protocol):
     """A batch of dreams at once.
 
-    Two more methods are used where a dreamer has them: `context_predictions(obs, act, phase)`, uint8
-    (B, T - 1, H, W, 3), the teacher-forced predictions of obs[:, 1:]; and `reconstruct(obs)`, uint8
-    (B, T, H, W, 3), what the decoder makes of real frames (the decode ceiling).
+    More methods are used where a dreamer has them: `context_predictions(obs, act, phase)`, uint8
+    (B, T - 1, H, W, 3), the teacher-forced predictions of obs[:, 1:]; `reconstruct(obs)`, uint8
+    (B, T, H, W, 3), what the decoder makes of real frames (the decode ceiling); `advance(act)`, a tick
+    that is not painted; and `reset_clips(clips)` in place of `reset`, for references that are told more
+    than a world is (the real game: the seed; persistence: the real frames).
     """
 
     name: str
@@ -48,7 +50,9 @@ class Clip:
 
     frames: uint8 (context + ticks, H, W, 3), memory-mapped where it comes from an episode. actions:
     (context + ticks - 1,). pose: (context + ticks, 3) or None. phase: clock position of actions[0].
-    episode: the unit over which intervals are resampled.
+    episode: the unit over which intervals are resampled. seed and history: what the source was reset
+    with, and the actions (start,) from there to frames[0], so that the source can be played again; None
+    where it is not known.
     """
 
     frames: NDArray[np.uint8]
@@ -58,6 +62,8 @@ class Clip:
     context: int
     episode: str
     start: int
+    seed: int | None = None
+    history: NDArray[Any] | None = None
 
     @property
     def ticks(self) -> int:
@@ -95,24 +101,28 @@ def reals(clips: Sequence[Clip], tick: int) -> Images:
 
 
 def dream(
-    dreamer: Dreamer, clips: Sequence[Clip], actions: Ints | None = None, unseen: int = 0
+    dreamer: Dreamer,
+    clips: Sequence[Clip],
+    actions: Ints | None = None,
+    painted: Container[int] | None = None,
 ) -> Iterator[Images]:
     """Yields the dream's frames (B, H, W, 3) at ticks 0 (last context frame), 1, 2, ...
 
-    Feeds the recorded actions, or `actions` (B, ticks). The first `unseen` ticks may be dreamed without
-    being painted, where the dreamer offers `advance`; the last frame painted stands for them. Raises
-    WorldError for a dreamer that returns anything but uint8 pictures of the right shape: a broken frame
-    never gets a score.
+    Feeds the recorded actions, or `actions` (B, ticks). With `painted` only these ticks need a picture:
+    the others are dreamed without, where the dreamer offers `advance`, and the last frame painted stands
+    for them. Raises WorldError for a dreamer that returns anything but uint8 pictures of the right
+    shape: a broken frame never gets a score.
     """
-    obs, act, phase = context_of(clips)
-    shape = (len(clips), *obs.shape[2:])
+    shape = (len(clips), *clips[0].frames.shape[1:])
     if actions is None:
         actions = np.stack([np.asarray(c.future, np.int64) for c in clips])
-    frames = check_frames(dreamer, dreamer.reset(obs, act, phase), shape)
+    told = getattr(dreamer, "reset_clips", None)
+    first = dreamer.reset(*context_of(clips)) if told is None else told(clips)
+    frames = check_frames(dreamer, first, shape)
     yield frames
     blind = getattr(dreamer, "advance", None)
     for tick, column in enumerate(actions.T, 1):
-        if tick <= unseen and blind is not None:
+        if painted is not None and tick not in painted and blind is not None:
             blind(column)
         else:
             frames = check_frames(dreamer, dreamer.step(column), shape)

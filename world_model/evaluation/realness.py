@@ -106,7 +106,8 @@ def _looks_dreamed(dreamer: Dreamer, clips: Sequence[Clip], batch: int) -> Tenso
     looks = []
     for group in batched(clips, batch):
         wanted, pairs, last = _ticks(group[0]), [], None
-        for k, images in enumerate(dream(dreamer, group)):
+        painted = {*wanted, *(k - 1 for k in wanted)}
+        for k, images in enumerate(dream(dreamer, group, painted=painted)):
             if k in wanted and last is not None:
                 pairs.append(torch.stack([_pair(a, b) for a, b in zip(last, images, strict=True)]))
             last = images.copy()

@@ -1,38 +1,32 @@
-"""Does a place come back? Full turns and walks there and back, with the real game as the judge."""
+"""Does a place come back? Full turns and walks there and back, judged by the game or by the dream.
+
+Every distance in time is in ticks of 40 ms; PSNR in dB; intervals over episodes (`stats.mean_interval`).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from world_model.data.sources import Observation, Source
 from world_model.evaluation import metrics
-from world_model.evaluation.protocol import Clip, Dreamer, Images, Ints, batched, dream
+from world_model.evaluation.protocol import Clip, Dreamer, Images, batched, dream
 from world_model.evaluation.stats import mean_interval
-from world_model.evaluation.wander import mirrored, named
-from world_model.evaluation.windows import CONTEXT
+from world_model.evaluation.walks import PAUSE, can_mirror, out_and_back, seen_at, turn_ticks, way_out
+from world_model.evaluation.windows import HeldOut, windows
 from world_model.types import DataError
 
-FIRST_SEED = 1_700_000_000
-"""Beyond the seeds of every split."""
+MARKS = (1, 4, 8, 16, 32, 64, 128, 200, 256, 400)
+"""Ticks since the turn at which the way back is measured."""
 
-LONGEST_TURN = 400
+CLOSURE_TICKS = 40
 
+BACK_THERE = ("remembered", "own", "real_own")
+"""Measures that need the real game to be back where it was on the way out."""
 
-def turn_clips(source: Source, count: int, context: int = CONTEXT, seed: int = 0) -> list[Clip]:
-    """Real full turns: idle through the context, then `left` until the heading has come round.
-
-    The clip ends at the tick whose heading is nearest to 360 degrees. Raises DataError for a source
-    without pose or without such a turn.
-    """
-    names = [a.name for a in source.actions]
-    left, idle = named(names, "left"), named(names, "idle") or 0
-    if left is None:
-        raise DataError(f"{source.name} has no action named left")
-    return [_turn_clip(source, FIRST_SEED + seed + i, context, left, idle) for i in range(count)]
+Rows = list[dict[str, float]]
 
 
 def turn(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 16) -> dict[str, Any]:
@@ -41,60 +35,151 @@ def turn(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 16) -> dict[str, 
     For comparison: against the last real frame of another, random clip (`random`), and half-way round
     (`half`, a view that no keyframe of the start shows). `seed_frame` is the real last context frame
     against the real last frame: what copy-seed scores, and how well the turn closes in the real game.
-    `closure` is the dream's last frame against the dream's own first: it needs no source.
+    `closure` is the dream's last frame against the dream's own first.
     """
     if len(clips) < 2:
         raise DataError("a turn is compared with a random frame of another turn: at least two are needed")
     offsets = np.random.default_rng(0).integers(1, len(clips), len(clips))
-    rows: list[dict[str, float]] = []
+    rows: Rows = []
     for group in batched(clips, batch):
-        frames = [images.copy() for images in dream(dreamer, group)]
+        frames = _frames(dreamer, group, {0, group[0].ticks // 2, group[0].ticks})
         for b, clip in enumerate(group):
             other = clips[(len(rows) + int(offsets[len(rows)])) % len(clips)]
-            rows.append(_turn_row(clip, other, [f[b] for f in frames]))
-    names = [c.episode for c in clips]
-    result = {key: mean_interval([r[key] for r in rows], names) for key in rows[0]}
-    return {"turns": len(clips), "ticks": clips[0].ticks, **result}
-
-
-def there_and_back(
-    source: Source, count: int, ticks: int, context: int = CONTEXT, seed: int = 0
-) -> list[Clip]:
-    """Real walks of `ticks` ticks out, then the mirrored actions back; the context stands idle.
-
-    The real frames follow the game, which need not return exactly (walls, inertia).
-    """
-    names = [a.name for a in source.actions]
-    clips = []
-    for i in range(count):
-        out = _walk(names, ticks, seed + i)
-        plan = np.concatenate([np.full(context - 1, named(names, "idle") or 0), out, mirrored(names, out)])
-        clips.append(_record(source, FIRST_SEED + seed + i, plan, context))
-    return clips
+            rows.append(_turn_row(clip, other, {k: f[b] for k, f in frames.items()}))
+    return {"turns": len(clips), "ticks": clips[0].ticks, **_means(rows, [c.episode for c in clips])}
 
 
 def retrace(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 8) -> dict[str, Any]:
-    """PSNR of dream and of copy-seed against the real frames on the way back, by ticks since the turn."""
-    half = clips[0].ticks // 2
-    marks = [k for k in (1, 4, 8, 16, 32, 64, 128, 256, 400) if k <= half]
-    rows: dict[int, list[tuple[float, float]]] = {k: [] for k in marks}
+    """There and back, both dreamed: the way out, a pause, then the mirrored actions.
+
+    k ticks on the way back: PSNR of the dream (`psnr`) and of copy-seed against the real frame; of the
+    dream against its own picture from when it came by on the way out (`own`, the loop closure of the
+    dream with itself), and of the real game with itself (`real_own`). `walks.seen_at` tells when that
+    was; `own` and `real_own` are over the walks in which the real game is back there (`same_place`).
+    """
+    return _way_back(dreamer, clips, way_out(clips[0]) + PAUSE, batch)
+
+
+def recall(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 4) -> dict[str, Any]:
+    """The way out is seen as real frames, the way back is dreamed (`walks.remembering`).
+
+    k ticks on the way back, the view in front was seen `distance` ticks ago (`walks.seen_at`; about
+    2 k). PSNR of the dream (`psnr`) and of copy-seed against the real frame; of the dream against the
+    remembered real frame (`remembered`) and of the real game against it (`real_own`), over the walks in
+    which the real game is back there (`same_place`).
+    """
+    return _way_back(dreamer, clips, 0, batch)
+
+
+def loop_closure(
+    dreamer: Dreamer, data: HeldOut, count: int, seed: int = 0, batch: int = 16
+) -> dict[str, Any]:
+    """The dream against its own first picture, from held-out starts; needs no source.
+
+    `turn`: as many ticks of left as make a full turn in the recorded play (`walks.turn_ticks`).
+    `walk`: 40 ticks out, a pause, and the mirrored actions back, blind to walls. For each: PSNR at the
+    end (`closure`), half-way (`away`: a dream that stands still scores as high there), and against the
+    first picture of another start (`other`: what unlike places score). What the game's
+    actions do not allow is left out.
+    """
+    starts = windows(data, 1, count, moving=False, seed=seed + 2)
+    plans = {}
+    full = turn_ticks(data)
+    if full is not None:
+        plans["turn"] = np.full((len(starts), full), data.actions.index("left"), np.int64)
+    if can_mirror(data.actions):
+        phases = int(data.episodes[0].header.get("phases") or 1)
+        seeds = [seed * 100_003 + i for i in range(len(starts))]
+        walks = [out_and_back(data.actions, CLOSURE_TICKS, s, phases) for s in seeds]
+        plans["walk"] = np.stack(walks)
+    return {name: _closed(dreamer, starts, plan, batch) for name, plan in plans.items()}
+
+
+def _closed(dreamer: Dreamer, starts: Sequence[Clip], plan: NDArray[np.int64], batch: int) -> dict[str, Any]:
+    end = plan.shape[1]
+    kept: list[tuple[Images, Images, Images]] = []
+    done = 0
+    for group in batched(starts, batch):
+        steps = plan[done : done + len(group)]
+        frames = _frames(dreamer, group, {0, end // 2, end}, steps)
+        kept.append((frames[0], frames[end // 2], frames[end]))
+        done += len(group)
+    first, away, last = (np.concatenate(part) for part in zip(*kept, strict=True))
+    rows = {
+        "closure": metrics.psnr_each(last, first),
+        "away": metrics.psnr_each(away, first),
+        "other": metrics.psnr_each(last, np.roll(first, 1, axis=0)),
+    }
+    names = [c.episode for c in starts]
+    return {"starts": len(starts), "ticks": end} | {k: mean_interval(v, names) for k, v in rows.items()}
+
+
+def _way_back(dreamer: Dreamer, clips: Sequence[Clip], turned: int, batch: int) -> dict[str, Any]:
+    """Measures by mark, as means with intervals; and each clip's PSNR, to compare in pairs.
+
+    `turned`: the tick at which the way back begins. What was seen at ticks before 0 is a real frame.
+    """
+    marks = [k for k in MARKS if k <= clips[0].ticks - turned]
+    seen = [{k: seen_at(clip, turned, k) for k in marks} for clip in clips]
+    rows: dict[int, Rows] = {k: [] for k in marks}
+    done = 0
     for group in batched(clips, batch):
-        for k, images in enumerate(dream(dreamer, group)):
-            if k - half in rows:
-                for image, clip in zip(images, group, strict=True):
-                    real = clip.real(k)
-                    rows[k - half].append((metrics.psnr(image, real), metrics.psnr(clip.real(0), real)))
+        then = seen[done : done + len(group)]
+        painted = {turned + k for k in marks} | {
+            tick for row in then for tick, _ in row.values() if tick >= 0
+        }
+        frames = _frames(dreamer, group, painted)
+        for b, clip in enumerate(group):
+            own = {k: f[b] for k, f in frames.items()}
+            for k in marks:
+                rows[k].append(_way_back_row(clip, own, turned + k, *then[b][k]))
+        done += len(group)
     names = [c.episode for c in clips]
     return {
-        str(k): {
-            "psnr": mean_interval([a for a, _ in pairs], names),
-            "copy_seed": mean_interval([b for _, b in pairs], names),
-        }
-        for k, pairs in rows.items()
+        "clips": [[c.episode, c.start] for c in clips],
+        "context": clips[0].context,
+        "ticks": {str(k): _means(found, names) for k, found in rows.items()},
+        "per_clip": {str(k): {"psnr": [round(r["psnr"], 2) for r in found]} for k, found in rows.items()},
     }
 
 
-def _turn_row(clip: Clip, other: Clip, frames: list[Images]) -> dict[str, float]:
+def _way_back_row(
+    clip: Clip, frames: dict[int, NDArray[np.uint8]], now: int, then: int, same: bool
+) -> dict[str, float]:
+    real, dreamed = clip.real(now), frames[now]
+    row = {
+        "distance": float(now - then),
+        "psnr": metrics.psnr(dreamed, real),
+        "copy_seed": metrics.psnr(clip.real(0), real),
+        "same_place": float(same),
+    }
+    if then < 0:
+        row["remembered"] = metrics.psnr(dreamed, clip.real(then))
+    else:
+        row["own"] = metrics.psnr(dreamed, frames[then])
+    row["real_own"] = metrics.psnr(real, clip.real(then))
+    return row
+
+
+def _frames(
+    dreamer: Dreamer, group: list[Clip], ticks: set[int], plan: NDArray[np.int64] | None = None
+) -> dict[int, Images]:
+    """The dream's pictures at these ticks."""
+    pictures = enumerate(dream(dreamer, group, plan, ticks))
+    return {k: images.copy() for k, images in pictures if k in ticks}
+
+
+def _means(rows: Rows, names: list[str]) -> dict[str, Any]:
+    """Means of every measure; what is held against the way out only where the real game is back there."""
+    result: dict[str, Any] = {}
+    for key in rows[0]:
+        kept = [i for i, r in enumerate(rows) if key not in BACK_THERE or r["same_place"]]
+        if kept:
+            result[key] = mean_interval([rows[i][key] for i in kept], [names[i] for i in kept])
+    return result
+
+
+def _turn_row(clip: Clip, other: Clip, frames: dict[int, NDArray[np.uint8]]) -> dict[str, float]:
     last, half = clip.ticks, clip.ticks // 2
     return {
         "psnr": metrics.psnr(frames[last], clip.real(last)),
@@ -103,57 +188,3 @@ def _turn_row(clip: Clip, other: Clip, frames: list[Images]) -> dict[str, float]
         "seed_frame": metrics.psnr(clip.real(0), clip.real(last)),
         "closure": metrics.psnr(frames[last], frames[0]),
     }
-
-
-def _turn_clip(source: Source, seed: int, context: int, left: int, idle: int) -> Clip:
-    observations, actions = [source.reset(seed)], []
-    for _ in range(context - 1):
-        observations.append(source.step(idle))
-        actions.append(idle)
-    turned = [0.0]
-    while turned[-1] < math.tau:
-        if len(turned) > LONGEST_TURN:
-            raise DataError(f"{source.name} does not come round in {LONGEST_TURN} ticks of left")
-        before = _heading(source, observations[-1])
-        observations.append(source.step(left))
-        actions.append(left)
-        turned.append(turned[-1] + abs(math.remainder(_heading(source, observations[-1]) - before, math.tau)))
-    if abs(turned[-2] - math.tau) < abs(turned[-1] - math.tau):
-        observations, actions = observations[:-1], actions[:-1]
-    return _clip(observations, np.array(actions), context, seed)
-
-
-def _record(source: Source, seed: int, plan: Ints, context: int) -> Clip:
-    observations = [source.reset(seed)]
-    observations += [source.step(int(action)) for action in plan]
-    return _clip(observations, plan, context, seed)
-
-
-def _clip(observations: list[Observation], actions: Ints, context: int, seed: int) -> Clip:
-    poses = [o.pose for o in observations]
-    return Clip(
-        frames=np.stack([o.image for o in observations]),
-        actions=actions,
-        pose=None if poses[0] is None else np.stack([p for p in poses if p is not None]),
-        phase=observations[0].phase,
-        context=context,
-        episode=f"seed {seed}",
-        start=0,
-    )
-
-
-def _heading(source: Source, obs: Observation) -> float:
-    if obs.pose is None:
-        raise DataError(f"{source.name} has no pose, so a full turn cannot be measured")
-    return float(obs.pose[2])
-
-
-def _walk(names: Sequence[str], ticks: int, seed: int) -> Ints:
-    """Forward with short turns: actions that `mirrored` can undo."""
-    rng = np.random.default_rng(seed)
-    plan: list[int] = []
-    while len(plan) < ticks:
-        name = ("forward", "left", "right")[rng.choice(3, p=(0.6, 0.2, 0.2))]
-        hold = rng.integers(8, 30) if name == "forward" else rng.integers(3, 12)
-        plan += [named(names, name) or 0] * int(hold)
-    return np.array(plan[:ticks], np.int64)

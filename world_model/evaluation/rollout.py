@@ -5,7 +5,7 @@ All intervals are 95 % percentile bootstraps over episodes (`stats.mean_interval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ AROUND = 2
 LOST_DB = 10.0
 
 Array = NDArray[np.float64]
+Watch = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], None]
+"""Is shown tick, dreamed and real pictures (B, H, W, 3) of a batch, batches in the order of the clips."""
 
 
 def one_tick(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 8) -> dict[str, Any]:
@@ -31,9 +33,10 @@ def one_tick(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 8) -> dict[st
 
     gain = PSNR(prediction of o[t+1], o[t+1]) - PSNR(o[t], o[t+1]): dB above persistence. The headline
     counts ticks that moved (see `windows.windows`), since persistence is perfect when nothing moves;
-    `all` counts every tick. `ms_ssim` and `ssim` are means over every eighth tick that counts. Where the
-    dreamer can only step, the first tick of each clip is all that is measured. `ceiling` is the PSNR of
-    encoding and decoding the real frame, where the dreamer offers it.
+    `all` counts every tick, `per_clip` is its mean PSNR clip by clip. `ms_ssim` and `ssim` are means over
+    every eighth tick that counts. Where the dreamer can only step, the first tick of each
+    clip is all that is measured. `ceiling` is the PSNR of encoding and decoding the real frame, where the
+    dreamer offers it.
     """
     rows: list[_OneTick] = []
     for group in batched(clips, batch):
@@ -42,7 +45,8 @@ def one_tick(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 8) -> dict[st
     names = [r.episode for r in moving]
     sample = [r for r in moving if r.ssim is not None]
     result: dict[str, Any] = {
-        "clips": len(clips),
+        "clips": [[c.episode, c.start] for c in clips],
+        "context": clips[0].context,
         "ticks": len(moving),
         "psnr": mean_interval([r.dream for r in moving], names),
         "persistence": mean_interval([r.persistence for r in moving], names),
@@ -56,13 +60,19 @@ def one_tick(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 8) -> dict[st
         episodes = [r.episode for r in sample]
         result["ssim"] = mean_interval([r.ssim[0] for r in sample if r.ssim], episodes)
         result["ms_ssim"] = mean_interval([r.ssim[1] for r in sample if r.ssim], episodes)
+    result["per_clip"] = _mean_by_clip(rows, clips)
     if hasattr(dreamer, "reconstruct"):
         result["ceiling"] = _ceiling(dreamer, clips)
     return result
 
 
 def rollout(
-    dreamer: Dreamer, clips: Sequence[Clip], ticks: Sequence[int] = TICKS, batch: int = 16
+    dreamer: Dreamer,
+    clips: Sequence[Clip],
+    ticks: Sequence[int] = TICKS,
+    batch: int = 16,
+    watch: Watch | None = None,
+    watched: Container[int] = (),
 ) -> dict[str, Any]:
     """Own predictions fed back under the recorded actions, against copy-seed (last context frame held).
 
@@ -71,41 +81,60 @@ def rollout(
     gain, SSIM, MS-SSIM, the share of clips under 10 dB, `laplacian_ratio` = mean over clips of the
     dream's Laplacian energy / mean of the real frames', `change_ratio` likewise for the mean absolute
     change from the frame before, and the colour-histogram distance to the real frame.
-    `per_clip` keeps every clip's PSNR and gain, so that two dreamers can be compared in pairs.
+    `per_clip` keeps every clip's PSNR, gain and sharpness (its own ratio of Laplacian energies), so that
+    two dreamers can be compared in pairs. `watch` is shown the pictures of the ticks in `watched`.
     """
-    parts = [rollout_values(dreamer, group, ticks) for group in batched(clips, batch)]
-    values = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     names = [c.episode for c in clips]
     at = [k for k in ticks if k <= clips[0].ticks]
+    parts = [rollout_values(dreamer, group, at, watch, watched) for group in batched(clips, batch)]
+    values = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    sharp = values["energy"] / np.maximum(values["real_energy"], 1e-9)
     return {
         "clips": [[c.episode, c.start] for c in clips],
         "context": clips[0].context,
         "ticks": {str(k): _summary(values, i, k, names) for i, k in enumerate(at)},
         "per_clip": {
             str(k): {
-                "psnr": np.round(values["dream"][:, k], 3).tolist(),
-                "gain": np.round(values["dream"][:, k] - values["copy"][:, k], 3).tolist(),
+                "psnr": np.round(values["dream"][:, k], 2).tolist(),
+                "gain": np.round(values["dream"][:, k] - values["copy"][:, k], 2).tolist(),
+                "sharpness": np.round(sharp[:, i], 3).tolist(),
             }
-            for k in at
+            for i, k in enumerate(at)
         },
     }
 
 
-def rollout_values(dreamer: Dreamer, clips: Sequence[Clip], ticks: Sequence[int]) -> dict[str, Array]:
-    """Raw measures of one batch: `dream` and `copy` are PSNR (B, all ticks + 1), the rest (B, at)."""
+def rollout_values(
+    dreamer: Dreamer,
+    clips: Sequence[Clip],
+    ticks: Sequence[int],
+    watch: Watch | None = None,
+    watched: Container[int] = (),
+) -> dict[str, Array]:
+    """Raw measures of one batch: `dream` and `copy` are PSNR (B, all ticks + 1), the rest (B, ticks).
+
+    PSNR is measured within `AROUND` ticks of a tick of `ticks`, and 0 elsewhere.
+    """
+    last_tick = clips[0].ticks
+    near = {j for k in ticks for j in range(max(0, k - AROUND), min(last_tick, k + AROUND) + 1)}
+    painted = near | {k for k in range(last_tick + 1) if k in watched}
     seed = reals(clips, 0)
-    curves: dict[str, list[Any]] = {"dream": [], "copy": []}
+    curves = {name: np.zeros((len(clips), last_tick + 1)) for name in ("dream", "copy")}
     points: dict[str, list[Any]] = {}
     before: tuple[NDArray[np.uint8], NDArray[np.uint8]] = (seed, seed)
-    for k, images in enumerate(dream(dreamer, clips)):
+    for k, images in enumerate(dream(dreamer, clips, painted=painted)):
+        if k not in painted:
+            continue
         real = reals(clips, k)
-        curves["dream"].append(metrics.psnr_each(images, real))
-        curves["copy"].append(metrics.psnr_each(seed, real))
+        curves["dream"][:, k] = metrics.psnr_each(images, real)
+        curves["copy"][:, k] = metrics.psnr_each(seed, real)
         if k in ticks and k > 0:
             for name, value in _measure(images, real, *before).items():
                 points.setdefault(name, []).append(value)
+        if watch is not None and k in watched:
+            watch(k, images, real)
         before = images, real
-    return {name: np.stack(rows, 1) for name, rows in (curves | points).items()}
+    return curves | {name: np.stack(rows, 1) for name, rows in points.items()}
 
 
 def _measure(
@@ -144,6 +173,7 @@ def _summary(values: dict[str, Array], i: int, tick: int, names: list[str]) -> d
 @dataclass(frozen=True)
 class _OneTick:
     episode: str
+    start: int
     moved: bool
     dream: float
     persistence: float
@@ -170,8 +200,15 @@ def _one_tick_batch(dreamer: Dreamer, clips: list[Clip]) -> list[_OneTick]:
             before, after = frames[b, n - 1 + t], frames[b, n + t]
             both = (metrics.ssim(guess, after), metrics.ms_ssim(guess, after)) if t % 8 == 0 else None
             quality = metrics.psnr(guess, after), metrics.psnr(before, after)
-            rows.append(_OneTick(clip.episode, bool(motion[t]), *quality, both))
+            rows.append(_OneTick(clip.episode, clip.start, bool(motion[t]), *quality, both))
     return rows
+
+
+def _mean_by_clip(rows: list[_OneTick], clips: Sequence[Clip]) -> list[float]:
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        found.setdefault((row.episode, row.start), []).append(row.dream)
+    return [round(float(np.mean(found[c.episode, c.start])), 2) for c in clips]
 
 
 def _ceiling(dreamer: Any, clips: Sequence[Clip]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.evaluation.protocol import Clip
+from world_model.files import read_json
 from world_model.types import DataError
 
 CONTEXT = 32
@@ -38,9 +41,30 @@ class HeldOut:
 
 
 def held_out(root: Path, split: str = "val") -> HeldOut:
-    """Opens the held-out split. Raises DataError when there is none or an episode is damaged."""
+    """Opens the held-out split.
+
+    Raises DataError when there is none, when an episode is damaged, or when one of its seeds is among
+    those of the training split too: then nothing is held out.
+    """
     folders = list_episodes(root, split)
-    return HeldOut(tuple(f.name for f in folders), tuple(read_episode(f) for f in folders))
+    data = HeldOut(tuple(f.name for f in folders), tuple(read_episode(f) for f in folders))
+    if split != "train":
+        shared = _seeds(e.header for e in data.episodes) & _seeds(_headers(root / "train"))
+        if shared:
+            which = ", ".join(map(str, sorted(shared)[:3]))
+            raise DataError(
+                f"{root}: the seed {which} is in train and in {split}, so nothing is held out; collect again"
+            )
+    return data
+
+
+def _headers(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("ep_*/header.json")):
+        yield read_json(path)
+
+
+def _seeds(headers: Iterable[dict[str, Any]]) -> set[int]:
+    return {h["seed"] for h in headers if isinstance(h.get("seed"), int)}
 
 
 def windows(
@@ -131,4 +155,6 @@ def _clip(data: HeldOut, index: int, start: int, context: int, ticks: int) -> Cl
         context=context,
         episode=data.names[index],
         start=start,
+        seed=episode.header.get("seed"),
+        history=np.asarray(episode.actions[:start], np.int64),
     )

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from world_model.checkpoint import read_json, write_json
 from world_model.config import WorldConfig
+from world_model.evaluation.report import compact_json
+from world_model.evaluation.summary import headline, summary_markdown
 from world_model.files import write_atomic
+from world_model.types import DataError
 
 SCORES_BEGIN, SCORES_END = "<!-- scores: begin -->", "<!-- scores: end -->"
+EVAL_NAME = "eval.json"
+EVAL_BYTES = 200_000
+"""A card's figures are read by people and kept in a repository, so they stay small."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -39,6 +47,24 @@ def write_card(folder: Path, config: WorldConfig, run: Path, provenance: dict[st
     lines += ["", "## Scores", "", SCORES_BEGIN, "Not measured yet.", SCORES_END, "", "## Configuration", ""]
     lines += ["```json", configuration, "```", ""]
     write_atomic(folder / "CARD.md", ["\n".join(lines).encode()])
+
+
+def add_evaluation(folder: Path, result: dict[str, Any], command: Sequence[str]) -> None:
+    """Lands an evaluation beside a world: eval.json, the scores in CARD.md, the headline in world.json.
+
+    Raises DataError for one that is too large, WorldError when the folder holds no world.
+    """
+    text = compact_json(result).encode()
+    if len(text) > EVAL_BYTES:
+        raise DataError(f"eval.json would have {len(text)} bytes of {EVAL_BYTES}; measure fewer windows")
+    add_scores(folder, summary_markdown(result), headline(result), shown_command(command))
+    write_atomic(folder / EVAL_NAME, [text])
+
+
+def shown_command(command: Sequence[str]) -> str:
+    """A command as others can type it: paths of this machine are cut to their last two names."""
+    parts = ["/".join(Path(p).parts[-2:]) if Path(p).is_absolute() else p for p in command]
+    return shlex.join(["python", "main.py", *parts])
 
 
 def add_scores(folder: Path, summary: str, scores: dict[str, Any], command: str) -> None:

@@ -27,6 +27,7 @@ from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
 
 TEXTURE_WEIGHT = 0.15
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
+PATTERN_WEIGHT = 5.0
 POSE_ERROR = 0.0005
 """Standard deviation of the pose, in half extents. The detail is held to where the picture was taken: a dream
 that stands a little elsewhere must show that place sharply, not the blur of both."""
@@ -108,6 +109,7 @@ class DecoderStage:
         target = torch.cat((x, x))
         texture = texture_loss(out, target)
         loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
+        loss = loss + PATTERN_WEIGHT * pattern_loss(out, target)
         loss = loss + 0.5 * reconstruction_loss(alone, x)
         energy = laplacian(out).square().mean() / laplacian(target).square().mean()
         miss = (out - target).square().mean((1, 2, 3)).chunk(2)
@@ -156,9 +158,29 @@ def _last(x: Tensor) -> Tensor:
 
 def texture_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Difference of the log energy of second differences along x and along y, in 8 x 8 blocks, at full and
-    half size: too smooth costs as much as too rough, and streaks must run the right way."""
-    pairs = zip(_energies(out_BCHW), _energies(target_BCHW), strict=True)
+    half size: too smooth costs as much as too rough, and streaks must run the right way. Brightness and
+    colour count apart: grain is grey, and a coloured one would be the cheaper way to the same energy."""
+    out, target = _opponent(out_BCHW), _opponent(target_BCHW)
+    pairs = zip(_energies(out), _energies(target), strict=True)
     return torch.stack([(a - b).abs().mean() for a, b in pairs]).mean()
+
+
+def pattern_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Difference in what stripes and checks of two pixels weigh in each 8 x 8 block, phase and all.
+
+    Grain has no phase; a pattern of the upsampling has, and would feed `texture_loss` everywhere alike.
+    """
+    miss = out_BCHW - target_BCHW
+    odd_x = 1 - 2 * (torch.arange(miss.shape[-1], device=miss.device) % 2)
+    odd_y = 1 - 2 * (torch.arange(miss.shape[-2], device=miss.device) % 2)[:, None]
+    waves = [F.avg_pool2d(miss * wave, TEXTURE_BLOCK).abs().mean() for wave in (odd_x, odd_y, odd_x * odd_y)]
+    return torch.stack(waves).mean()
+
+
+def _opponent(x_BCHW: Tensor) -> Tensor:
+    """Brightness, red against green, blue against both."""
+    red, green, blue = x_BCHW.unbind(1)
+    return torch.stack(((red + green + blue) / 3, (red - green) / 2, blue / 2 - (red + green) / 4), 1)
 
 
 def _energies(x_BCHW: Tensor) -> list[Tensor]:
@@ -167,6 +189,5 @@ def _energies(x_BCHW: Tensor) -> list[Tensor]:
         along_x = 2 * x[..., 1:-1] - x[..., :-2] - x[..., 2:]
         along_y = 2 * x[..., 1:-1, :] - x[..., :-2, :] - x[..., 2:, :]
         for bend in (along_x, along_y):
-            blocks = F.avg_pool2d(bend.square().mean(1, keepdim=True), TEXTURE_BLOCK)
-            energies.append((blocks + TEXTURE_FLOOR).log())
+            energies.append((F.avg_pool2d(bend.square(), TEXTURE_BLOCK) + TEXTURE_FLOOR).log())
     return energies

@@ -1,0 +1,251 @@
+"""Memory protocols, the real game as a dreamer, and worlds with a part of their memory taken away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import ACTIONS, tiny_data, tiny_model
+from toy_game import NAMES, Deaf, Perfect, ToySource, toy_data
+from world_model.data import sources
+from world_model.dream import BatchDream, DreamEngine, DreamState
+from world_model.evaluation.ablations import ablations
+from world_model.evaluation.baselines import CopySeed
+from world_model.evaluation.collapse import collapse
+from world_model.evaluation.plan import Plan
+from world_model.evaluation.protocol import Clip, context_of, dream
+from world_model.evaluation.real import SourceDreamer
+from world_model.evaluation.revisit import loop_closure, recall, retrace, turn
+from world_model.evaluation.rollout import one_tick, rollout
+from world_model.evaluation.walks import (
+    PAUSE,
+    can_mirror,
+    out_and_back,
+    remembering,
+    seen_at,
+    there_and_back,
+    turn_clips,
+    turn_ticks,
+    way_out,
+)
+from world_model.evaluation.windows import CONTEXT, HeldOut, held_out, windows
+from world_model.evaluation.worlds import PARTS, AblatedDream, CheckedDream
+from world_model.types import Action, DataError, SourceError, WorldError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
+    return held_out(toy_data(tmp_path_factory.mktemp("toy")))
+
+
+def test_a_full_turn_comes_back() -> None:
+    clips = turn_clips(ToySource(), 3)
+    assert clips[0].ticks == 80
+    found = turn(Perfect(), clips)
+    assert found["psnr"]["mean"] == found["closure"]["mean"] == found["half"]["mean"] == 100
+    assert found["random"]["mean"] < 30
+    assert turn(CopySeed(), clips)["half"]["mean"] < 30
+
+
+def test_walks_there_and_back_end_where_they_began() -> None:
+    clip = there_and_back(ToySource(), 1, 60)[0]
+    assert clip.ticks == 120 + PAUSE and way_out(clip) == 60 and clip.pose is not None
+    np.testing.assert_allclose(clip.pose[-1], clip.pose[CONTEXT - 1], atol=1e-5)
+
+
+def test_a_walk_turns_away_from_walls() -> None:
+    class Walled(ToySource):
+        """Everything ahead is near after eight steps forward."""
+
+        def _see(self) -> sources.Observation:
+            near = self._at[1] % 24 >= 16
+            return replace(super()._see(), clearance=(200.0, 10.0 if near else 300.0, 50.0))
+
+    clip = there_and_back(Walled(), 1, 80)[0]
+    assert clip.pose is not None
+    ahead = clip.pose[CONTEXT - 1 : CONTEXT + 80, 0]
+    walls = np.flatnonzero(ahead % 24 >= 16)
+    assert len(walls) and set(clip.actions[CONTEXT - 1 + walls[walls < 80]]) == {NAMES.index("left")}
+
+
+def test_a_game_without_a_way_back_is_an_error() -> None:
+    class Forward(ToySource):
+        actions = tuple(Action(name) for name in ("idle", "forward", "left", "right"))
+
+    assert not can_mirror(["idle", "forward", "left", "right"])
+    with pytest.raises(DataError, match="cannot be walked backwards"):
+        there_and_back(Forward(), 1, 10)
+
+
+def test_remembered_walks_show_the_way_out_and_ask_for_the_way_back() -> None:
+    whole = there_and_back(ToySource(), 2, 50)
+    clips = remembering(whole, phases=5)
+    assert clips[0].context == 51 + PAUSE and clips[0].ticks == 50
+    np.testing.assert_array_equal(clips[0].real(50), clips[0].real(-50 - PAUSE))
+    assert clips[0].phase == (CONTEXT - 1) % 5
+    good = recall(Perfect(), clips)
+    assert 32 + PAUSE <= good["ticks"]["32"]["distance"]["mean"] <= 64 + PAUSE
+    for measure in ("remembered", "psnr", "real_own"):
+        assert good["ticks"]["32"][measure]["mean"] == 100
+    assert good["ticks"]["1"]["same_place"]["mean"] == 1
+    assert recall(Deaf(), clips)["ticks"]["32"]["psnr"]["mean"] < 40
+
+
+def test_a_view_is_remembered_only_where_the_real_game_is_back() -> None:
+    clips = remembering(there_and_back(ToySource(), 2, 20), phases=1)
+    assert clips[0].pose is not None
+    elsewhere = clips[0].pose.copy()
+    elsewhere[clips[0].context :, 0] += 1000
+    found = recall(Perfect(), [replace(clips[0], pose=elsewhere), clips[1]])["ticks"]["16"]
+    assert found["same_place"]["mean"] == 0.5 and found["remembered"]["n"] == 1 and found["psnr"]["n"] == 2
+
+
+def test_a_player_who_slides_is_back_a_little_later() -> None:
+    """The place of a tick on the way back is looked for by its pose, not by the mirrored tick."""
+    clip = remembering(there_and_back(ToySource(), 1, 20), phases=1)[0]
+    pose = np.zeros((len(clip.frames), 3), np.float32)
+    pose[:21, 0] = np.arange(21) * 50  # out
+    pose[21 : 21 + PAUSE, 0] = pose[20, 0]
+    pose[21 + PAUSE :, 0] = pose[20, 0] - (np.arange(20) - 2) * 50  # three ticks late on the way back
+    assert seen_at(replace(clip, pose=pose), 0, 10) == (-PAUSE - 7, True)
+    assert seen_at(replace(clip, pose=None), 0, 10) == (-PAUSE - 10, True)
+
+
+def test_the_way_back_is_held_against_the_dreams_own_way_out() -> None:
+    clips = there_and_back(ToySource(), 2, 20)
+    assert retrace(Perfect(), clips)["ticks"]["16"]["own"]["mean"] == 100
+    frozen = retrace(CopySeed(), clips)["ticks"]["16"]
+    assert frozen["own"]["mean"] == 100 and frozen["psnr"] == frozen["copy_seed"]
+
+
+def test_loop_closure_needs_no_source_and_standing_still_is_told(data: HeldOut) -> None:
+    assert turn_ticks(data) == 80
+    good, still = loop_closure(Perfect(), data, 4), loop_closure(CopySeed(), data, 4)
+    for loop in ("turn", "walk"):
+        assert good[loop]["closure"]["mean"] == 100
+        assert good[loop]["away"]["mean"] < 60 and still[loop]["away"]["mean"] == 100
+    assert loop_closure(Deaf(), data, 4)["walk"]["closure"]["mean"] < 40
+
+
+def test_mirrored_plans_undo_themselves() -> None:
+    plan = out_and_back(NAMES, 40, seed=3, phases=5)
+    assert len(plan) == 80 + PAUSE
+    undone = {1: 2, 2: 1, 3: 4, 4: 3}
+    assert [undone[a] for a in plan[:40]] == plan[40 + PAUSE :][::-1].tolist()
+    changes = np.flatnonzero(np.diff(plan[:40])) + 1
+    assert len(changes) and not (changes % 5).any()  # whole rounds of the clock
+
+
+def test_the_real_game_is_a_perfect_dreamer(data: HeldOut) -> None:
+    game = SourceDreamer("toy", ToySource)
+    found = rollout(game, windows(data, 40, 4, moving=True))
+    assert found["ticks"]["32"]["psnr"]["mean"] == 100 and found["ticks"]["32"]["gain"]["low"] > 5
+    assert (
+        found["ticks"]["32"]["laplacian_ratio"]["mean"] == found["ticks"]["32"]["change_ratio"]["mean"] == 1
+    )
+    assert collapse(game, data, count=4, ticks=100).summary["collapsed"] == 0
+    assert turn(game, turn_clips(ToySource(), 2))["psnr"]["mean"] == 100
+    walks = remembering(there_and_back(ToySource(), 2, 20), ToySource.phases)
+    assert recall(game, walks)["ticks"]["16"]["psnr"]["mean"] == 100
+    game.close()
+
+
+def test_a_game_that_does_not_reproduce_its_recording_is_an_error(data: HeldOut) -> None:
+    class Other(ToySource):
+        def reset(self, seed: int) -> sources.Observation:
+            return super().reset(seed + 1)
+
+    clips = windows(data, 4, 1, moving=True)
+    with pytest.raises(SourceError, match="does not arrive at the recorded frame"):
+        rollout(SourceDreamer("toy", Other), clips, ticks=(1,))
+    with pytest.raises(DataError, match="no seed"):
+        rollout(SourceDreamer("toy", ToySource), [replace(clips[0], seed=None)], ticks=(1,))
+    with pytest.raises(DataError, match="recorded clips"):
+        SourceDreamer("toy", ToySource).reset(*context_of(clips))
+
+
+@pytest.fixture(scope="module")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("tiny"), episodes=2, ticks=60)
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_root: Path) -> list[Clip]:
+    return windows(held_out(tiny_root), 12, 2, moving=False, context=8)
+
+
+@pytest.fixture
+def engine() -> DreamEngine:
+    return DreamEngine(tiny_model().for_inference(torch.float32))
+
+
+def last_frame(dreamer: object, clips: list[Clip]) -> np.ndarray:
+    *_, images = dream(dreamer, clips)  # type: ignore[arg-type]
+    return images
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_ablation_changes_the_dream_and_leaves_the_engine_as_it_was(
+    engine: DreamEngine, clips: list[Clip], part: str
+) -> None:
+    whole = last_frame(BatchDream(engine), clips)
+    assert (last_frame(AblatedDream(engine, part), clips) != whole).any()
+    assert engine.use_memory
+    np.testing.assert_array_equal(last_frame(BatchDream(engine), clips), whole)
+
+
+def test_ablations_take_away_what_they_say(engine: DreamEngine, clips: list[Clip]) -> None:
+    obs, act, phase = context_of(clips)
+    z = torch.stack([engine.encode(o) for o in obs])
+    before = engine.start(z, act, phase)
+
+    def edited(part: str) -> DreamState:
+        state = before
+        for edit in PARTS[part][0]:
+            state = edit(state)
+        return state
+
+    assert not any(t.any() for layer in edited("zeroed-state").trunk.layers for t in layer.mamba)
+    assert edited("no-window").trunk.filled == 0 and before.trunk.filled > 0
+    mixed, bank = edited("shuffled-keyframes").bank, before.bank
+    assert torch.equal(mixed.keys, bank.keys) and torch.equal(mixed.filled, bank.filled)
+    key = [sorted(b.frames[0, b.filled[0]].sum((1, 2, 3)).tolist()) for b in (mixed, bank)]
+    assert key[0] == key[1]  # the same pictures, elsewhere
+
+
+def test_an_ablated_dream_is_never_scored_by_predictions_of_the_whole_one(
+    engine: DreamEngine, clips: list[Clip]
+) -> None:
+    assert one_tick(AblatedDream(engine, "no-memory"), clips)["all"]["ticks"] == len(clips)
+    assert one_tick(BatchDream(engine), clips)["all"]["ticks"] == 12 * len(clips)
+    with pytest.raises(ValueError, match="unknown ablation"):
+        AblatedDream(engine, "no-brain")
+
+
+@pytest.mark.parametrize("ablated", [False, True])
+def test_a_dream_that_comes_to_nan_is_an_error_though_its_pictures_are_pictures(
+    engine: DreamEngine, clips: list[Clip], ablated: bool
+) -> None:
+    with torch.no_grad():
+        engine.model.dynamics.head.out.bias.fill_(torch.nan)
+    pictures = last_frame(BatchDream(engine), clips)
+    assert pictures.dtype == np.uint8
+    dreamer = AblatedDream(engine, "no-window") if ablated else CheckedDream(engine)
+    with pytest.raises(WorldError, match="NaN"):
+        last_frame(dreamer, clips)
+
+
+def test_ablations_are_one_command_with_a_report(
+    engine: DreamEngine, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(ablation_windows=2, ablation_ticks=8, walks=0, walk_ticks=10)
+    said: list[str] = []
+    found = ablations(BatchDream(engine, "tiny"), tiny_root, tmp_path, plan, progress=said.append)
+    assert set(found["without"]) == set(PARTS) and "n" in found["without"]["no-window"]["rollout"]["8"]
+    assert len(said) == 1 + len(PARTS) and len(ACTIONS) == 4
+    assert "| Tick | whole | no-keyframes |" in (tmp_path / "ablations.md").read_text()
+    assert "no-memory" in (tmp_path / "ablations.html").read_text()

@@ -1,0 +1,128 @@
+"""Worlds as dreamers: guarded against NaN, and with a part of their memory taken away.
+
+An ablation edits the immutable `DreamState` between two ticks; the engine and its weights stay as they
+are. Every edited part is overwritten before it is next read, so what the context left in it is gone too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from world_model.dream import BatchDream, DreamEngine, DreamState
+from world_model.dynamics import LayerState
+from world_model.evaluation.protocol import Images, Ints
+from world_model.mamba import MambaState
+from world_model.types import WorldError
+
+Edit = Callable[[DreamState], DreamState]
+
+
+class CheckedDream(BatchDream):
+    """A world as it is; a state that is no number is an error before it is painted."""
+
+    def advance(self, act: NDArray[np.int64]) -> DreamState:
+        """See `BatchDream.advance`. Raises WorldError for a state with NaN or infinity."""
+        state = super().advance(act)
+        check_finite(state, self.name)
+        return state
+
+
+class AblatedDream:
+    """A world without a part of its memory (`PARTS`): the parts that are gone stay gone from tick 0 on.
+
+    Painted as the world paints. It has no teacher-forced predictions, since the context is taken in by
+    the whole world. Raises ValueError for an unknown part.
+    """
+
+    def __init__(self, engine: DreamEngine, part: str, name: str = "dream", seed: int = 0) -> None:
+        if part not in PARTS:
+            raise ValueError(f"unknown ablation {part!r}; there are {', '.join(PARTS)}")
+        self.name = f"{name} {part}"
+        self._dream = _Edited(engine, part, self.name, seed)
+        self.reset, self.step = self._dream.reset, self._dream.step
+        self.advance, self.reconstruct = self._dream.advance, self._dream.reconstruct
+
+
+class _Edited(CheckedDream):
+    """A world whose state is edited before every tick."""
+
+    def __init__(self, engine: DreamEngine, part: str, name: str, seed: int) -> None:
+        super().__init__(engine, name, seed)
+        self._edits, self._blind = PARTS[part]
+
+    def reset(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> Images:
+        with _Keyframes(self.engine, off=self._blind):
+            return super().reset(obs, act, phase)
+
+    def advance(self, act: Ints) -> DreamState:
+        assert self._state is not None, "reset comes first"
+        for edit in self._edits:
+            self._state = edit(self._state)
+        with _Keyframes(self.engine, off=self._blind):
+            return super().advance(act)
+
+
+class _Keyframes:
+    """Switches an engine's keyframes off for a while; engines are shared with the whole world."""
+
+    def __init__(self, engine: DreamEngine, off: bool) -> None:
+        self._engine, self._off = engine, off
+
+    def __enter__(self) -> None:
+        self._before = self._engine.use_memory
+        self._engine.use_memory = self._before and not self._off
+
+    def __exit__(self, *exc: object) -> None:
+        self._engine.use_memory = self._before
+
+
+def shuffled_keyframes(state: DreamState) -> DreamState:
+    """Gives every keyframe of a dream the picture of a random one of its keyframes; where and when they
+    were seen, and by what they are found, stays."""
+    bank = state.bank
+    generator = torch.Generator().manual_seed((state.seed * 1_000_003 + state.tick) % 2**63)
+    rank = torch.rand(bank.filled.shape, generator=generator).to(bank.filled.device)
+    order = torch.arange(bank.size, device=bank.filled.device).expand_as(bank.filled).clone()
+    for b, filled in enumerate(bank.filled):
+        held = filled.nonzero()[:, 0]
+        order[b, held] = held[rank[b, held].argsort()]
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return replace(state, bank=replace(bank, frames=bank.frames[rows, order]))
+
+
+def zeroed_state(state: DreamState) -> DreamState:
+    """Empties Mamba's state: every tick begins as the first one does."""
+    layers = tuple(LayerState(_zero(layer.mamba), layer.window) for layer in state.trunk.layers)
+    return replace(state, trunk=replace(state.trunk, layers=layers))
+
+
+def no_window(state: DreamState) -> DreamState:
+    """Forgets the sliding window: a tick sees the present latent alone."""
+    return replace(state, trunk=replace(state.trunk, filled=0))
+
+
+def check_finite(state: DreamState, name: str) -> None:
+    """Raises WorldError for a state that is no number: painted, it would pass for a picture."""
+    if not bool(torch.isfinite(state.z.sum() + state.place.pose.sum())):
+        raise WorldError(
+            f"{name} came to NaN or infinity at tick {state.tick} of a dream; its scores are void"
+        )
+
+
+def _zero(mamba: MambaState) -> MambaState:
+    return MambaState(*(torch.zeros_like(t) for t in mamba))
+
+
+PARTS: dict[str, tuple[tuple[Edit, ...], bool]] = {
+    "no-keyframes": ((), True),
+    "shuffled-keyframes": ((shuffled_keyframes,), False),
+    "zeroed-state": ((zeroed_state,), False),
+    "no-window": ((no_window,), False),
+    "no-memory": ((zeroed_state, no_window), True),
+}
+"""Ablations: what is done to the state before every tick, and whether keyframes are switched off."""
