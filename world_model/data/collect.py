@@ -11,17 +11,22 @@ import math
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from world_model.data.arena import ITEMS, MONSTERS
 from world_model.data.episodes import SPLITS, Episode, read_episode, write_episode
-from world_model.data.policies import CELL, Cell, Walker, cell_of
-from world_model.data.sources import Observation, Source, make_source
+from world_model.data.fight_report import fight_report
+from world_model.data.fighters import Fighter
+from world_model.data.policies import CELL, Walker, cell_of
+from world_model.data.revisits import RevisitingWalker
+from world_model.data.sources import MapSource, Observation, Source, make_source
 from world_model.types import DataError
 
 FREE_MARGIN = 2**30
@@ -39,6 +44,8 @@ class CollectConfig:
     episode_ticks: int = 1200
     val_share: float = 0.1
     workers: int = 2
+    sound: bool = True
+    """Whether a game that has sound is recorded with it; that needs OpenAL."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class _Job:
     seed: int
     ticks: int
     folder: Path
+    sound: bool
 
 
 def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
     `progress` is called with the number of frames that have been finished. Raises SourceError when the
     source is missing and DataError when the disk is full or read-only; finished episodes stay.
     """
-    make_source(config.source).close()  # a missing game is told before any process starts
+    _open(config.source, config.sound).close()  # a missing game is told before any process starts
     jobs = _jobs(config)
     _check_disk(config.out, sum(job.ticks for job in jobs if not job.folder.exists()))
     todo = [job for job in jobs if not job.folder.exists()]
@@ -71,14 +79,15 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    report = coverage_report([job.folder for job in jobs])
+    folders = [job.folder for job in jobs]
+    report = coverage_report(folders) | fight_report(folders)
     (config.out / "report.json").write_text(json.dumps(report, indent=1))
     return report
 
 
 def record_episode(source: Source, seed: int, ticks: int) -> Episode:
-    """Plays one episode with a `Walker`; it ends early when the source ends."""
-    walker = Walker(source.actions, seed)
+    """Plays one episode with a walker; it ends early when the source ends."""
+    walker = _walker(source, seed)
     obs = source.reset(seed)
     first = obs
     steps: list[tuple[int, Observation]] = []
@@ -92,10 +101,15 @@ def record_episode(source: Source, seed: int, ticks: int) -> Episode:
 
 
 def coverage_report(folders: list[Path]) -> dict[str, Any]:
-    """Cells visited, share of blocked ticks, share of revisits and the action histogram."""
-    cells: Counter[Cell] = Counter()
+    """Cells visited, share of blocked ticks, shares of revisits and the action histogram.
+
+    A cell is revisited when the walker comes back to it, a view when it also looks the same way as then,
+    to an eighth of a turn, both 4 s or more later.
+    """
+    cells: Counter[Hashable] = Counter()
+    maps: set[int] = set()
     actions: Counter[int] = Counter()
-    blocked = forward = frames = revisits = 0
+    blocked = forward = frames = revisits = views = 0
     names: list[str] = []
     for folder in folders:
         episode = read_episode(folder)
@@ -105,8 +119,12 @@ def coverage_report(folders: list[Path]) -> dict[str, Any]:
         if episode.pose is None:
             continue
         path = [cell_of(float(x), float(y)) for x, y, _ in episode.pose]
-        cells.update(path)
+        place = episode.header["seed"] if "description" in episode.header else 0  # each seed may be a map
+        maps.add(place)
+        cells.update((place, cell) for cell in path)
         revisits += _revisits(path)
+        eighths = np.round(episode.pose[:, 2] / (math.tau / 8)).astype(int) % 8
+        views += _revisits(list(zip(path, eighths.tolist(), strict=True)))
         step = np.hypot(*np.diff(episode.pose[:, :2], axis=0).T)
         ahead = np.isin(episode.actions, [i for i, n in enumerate(names) if n.startswith("forward")])
         forward += int(ahead.sum())
@@ -115,18 +133,28 @@ def coverage_report(folders: list[Path]) -> dict[str, Any]:
     return {
         "frames": frames,
         "episodes": len(folders),
+        "maps": len(maps),
         "cells": len(cells),
         "cell_units": CELL,
         "least_visited": min(cells.values(), default=0),
         "blocked_share": round(blocked / max(1, forward), 4),
         "revisit_share": round(revisits / max(1, frames), 4),
+        "review_share": round(views / max(1, frames), 4),
         "actions": {names[a]: round(n / total, 4) for a, n in sorted(actions.items())},
     }
 
 
-def _revisits(path: list[Cell], gap: int = 100) -> int:
+def _walker(source: Source, seed: int) -> Walker:
+    if isinstance(source, MapSource):
+        return RevisitingWalker(source.actions, seed)
+    if source.name == "arena":
+        return Fighter(source.actions, seed, MONSTERS, ITEMS)
+    return Walker(source.actions, seed)
+
+
+def _revisits(path: Sequence[Hashable], gap: int = 100) -> int:
     """Ticks spent in a cell that was left at least `gap` ticks ago."""
-    last: dict[Cell, int] = {}
+    last: dict[Hashable, int] = {}
     again = 0
     for tick, cell in enumerate(path):
         again += cell in last and tick - last[cell] >= gap
@@ -145,6 +173,7 @@ def _jobs(config: CollectConfig) -> list[_Job]:
             SPLITS[split] + config.seed + i,
             config.episode_ticks,
             _folder(config, split, i),
+            config.sound,
         )
         for split, count in counts.items()
         for i in range(count)
@@ -174,10 +203,14 @@ def _check_disk(out: Path, frames: int) -> None:
 _source: Source | None = None
 
 
+def _open(name: str, sound: bool) -> Source:
+    return make_source(name) if sound else make_source(name, sound=False)
+
+
 def _run(job: _Job) -> None:
     global _source  # one game per process, opened once
     if _source is None or _source.name != job.source:
-        _source = make_source(job.source)
+        _source = _open(job.source, job.sound)
     write_episode(job.folder, record_episode(_source, job.seed, job.ticks))
 
 
@@ -187,6 +220,8 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
     sounds = [obs.sound for _, obs in steps]
     depths = [obs.depth for obs in observations]
     last = observations[-1]
+    numbers = [obs.variables for obs in observations]
+    kinds, labels = _pack_labels(observations)
     header = {
         "source": source.name,
         "licence": source.licence,
@@ -197,6 +232,9 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
         "alignment": "actions[t] was taken after frames[t] and led to frames[t+1]",
         "terminated": last.terminated,
         "truncated": last.truncated,
+        **({"labels": kinds} if kinds else {}),
+        **({"variables": list(names)} if (names := getattr(source, "variables", ())) else {}),
+        **(source.facts if isinstance(source, MapSource) else {}),
     }
     return Episode(
         header,
@@ -207,4 +245,18 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
         sound=None if not sounds or sounds[0] is None else np.stack([s for s in sounds if s is not None]),
         rewards=np.array([obs.reward for _, obs in steps], np.float32),
         depth=None if depths[0] is None else np.stack([d for d in depths if d is not None]),
+        labels=labels,
+        variables=None if numbers[0] is None else np.stack([n for n in numbers if n is not None]),
     )
+
+
+def _pack_labels(observations: list[Observation]) -> tuple[list[str], NDArray[np.int16] | None]:
+    """Names of all that was ever seen, and the boxes as `Episode.labels` has them, or None."""
+    kinds = sorted({label.name for obs in observations for label in obs.labels})
+    if not kinds:
+        return [], None
+    boxes = np.zeros((len(observations), max(len(obs.labels) for obs in observations), 5), np.int16)
+    for row, obs in zip(boxes, observations, strict=True):
+        for i, b in enumerate(obs.labels):
+            row[i] = (kinds.index(b.name) + 1, b.x, b.y, b.width, b.height)
+    return kinds, boxes

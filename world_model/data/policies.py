@@ -34,6 +34,8 @@ MODES: Final = {
 }
 """Share of choices and longest duration in ticks of each behaviour."""
 
+NEEDS_POSE: Final = ("explore", "back", "round", "home", "again")
+
 Cell = tuple[int, int]
 
 
@@ -46,6 +48,8 @@ class Walker:
 
     `visits` counts visits to cells and is shared between episodes so that exploring goes on.
     """
+
+    modes = MODES
 
     def __init__(self, actions: tuple[Action, ...], seed: int, visits: Counter[Cell] | None = None) -> None:
         self._rng = np.random.default_rng(seed)
@@ -89,10 +93,10 @@ class Walker:
         return self._index.get(frozenset(keys), self._index.get(frozenset(keys[:1]), 0))
 
     def _choose(self) -> Iterator[int]:
-        names = [m for m in MODES if self._has_pose() or m not in ("explore", "back")]
-        weights = np.array([MODES[m][0] for m in names])
-        mode = names[self._rng.choice(len(names), p=weights / weights.sum())]
-        ticks = int(self._rng.integers(max(1, MODES[mode][1] // 4), MODES[mode][1] + 1))
+        modes = {m: v for m, v in self.modes.items() if self._has_pose() or m not in NEEDS_POSE}
+        weights = np.array([share for share, _ in modes.values()])
+        mode = list(modes)[self._rng.choice(len(modes), p=weights / weights.sum())]
+        ticks = int(self._rng.integers(max(1, modes[mode][1] // 4), modes[mode][1] + 1))
         walk: Iterator[int] = getattr(self, f"_{mode}")(ticks)
         return walk
 

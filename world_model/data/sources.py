@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from world_model.types import Action, Image, SourceError
+
+
+@dataclass(frozen=True)
+class Label:
+    """A thing in the picture: the game's name for it and the box around what is seen of it, in pixels."""
+
+    name: str
+    x: int
+    y: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,8 @@ class Observation:
     plane, in map units, or None. For training alone: a dream never sees it.
     clearance: rough distance in map units to what stands left, ahead and right in the picture, where the
     source has a depth buffer; for walkers, never recorded.
+    labels: what is in the picture, for players and for measuring. variables: int32, the numbers that the
+    source names in its `variables` (health, ammunition, ...), or None.
     """
 
     image: Image
@@ -34,6 +47,8 @@ class Observation:
     phase: int = 0
     depth: NDArray[np.float16] | None = None
     clearance: tuple[float, float, float] | None = None
+    labels: tuple[Label, ...] = ()
+    variables: NDArray[np.int32] | None = None
 
 
 class Source(Protocol):
@@ -53,6 +68,16 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class MapSource(Protocol):
+    """A source that has another map for every seed."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an episode's header tells of the present map, its `description` at least; JSON values."""
+        ...
+
+
 def check_action(action: int, actions: tuple[Action, ...]) -> int:
     """Returns `action` as an int, or raises ValueError with the range that is allowed."""
     if not 0 <= int(action) < len(actions):
@@ -67,18 +92,48 @@ def _rooms() -> Source:
     return rooms()
 
 
+def _mazes() -> Source:
+    from world_model.data.mazes.source import mazes
+
+    return mazes()
+
+
+def _mazes_small() -> Source:
+    from world_model.data.mazes.source import mazes_small
+
+    return mazes_small()
+
+
+def _arena() -> Source:
+    from world_model.data.arena import arena
+
+    return arena()
+
+
+def _arena_silent() -> Source:
+    from world_model.data.arena import arena
+
+    return arena(sound=False)
+
+
 def _car_racing() -> Source:
     from world_model.data.gym_source import car_racing
 
     return car_racing()
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"rooms": _rooms, "car_racing": _car_racing}
+SOURCES: dict[str, Callable[[], Source]] = {"rooms": _rooms, "car_racing": _car_racing} | {
+    "mazes": _mazes,
+    "mazes_small": _mazes_small,
+    "arena": _arena,
+}
+SILENT: dict[str, Callable[[], Source]] = {"arena": _arena_silent}
 
 
-def make_source(name: str) -> Source:
+def make_source(name: str, sound: bool = True) -> Source:
     """Opens a source by name, or `gym:ENV_ID` for any Gymnasium environment with discrete actions.
 
+    Without `sound` a game that has sound is opened without, as where OpenAL is missing.
     Raises SourceError when the name is unknown or the game is not installed.
     """
     if name.startswith("gym:"):
@@ -87,4 +142,4 @@ def make_source(name: str) -> Source:
         return GymSource(name.removeprefix("gym:"))
     if name not in SOURCES:
         raise SourceError(f"unknown source {name!r}; there are {', '.join(SOURCES)} and gym:ENV_ID")
-    return SOURCES[name]()
+    return (SOURCES if sound else SOURCES | SILENT)[name]()

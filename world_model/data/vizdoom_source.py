@@ -6,16 +6,20 @@ tics in five ticks). The position in that pattern is the phase.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
+import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from world_model.data.sources import Observation, check_action
+from world_model.data.sources import Label, Observation, check_action
 from world_model.types import FPS, Action, SourceError
 
 TICS = (1, 1, 2, 1, 2)
@@ -24,10 +28,10 @@ SAMPLES_PER_TICK = 882  # 22,050 Hz / 25
 # The pattern above runs at most 504 samples behind an even 25 Hz cut, so the stream starts that late.
 SOUND_DELAY = 504
 
+VIEW_WITH_HUD = 134  # rows of the picture above the status bar
 UNITS_PER_DEPTH = 8.0  # for walkers, roughly; the buffer saturates below two of its units
 DEPTH_STEP, DEPTH_START = 7.124, 6.93  # fitted to rays cast at the map's lines: off by 1.8 in the median
 
-BUTTONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "TURN_LEFT", "TURN_RIGHT")
 WALK = (
     (Action("idle"), ()),
     (Action("forward", ("up",)), ("MOVE_FORWARD",)),
@@ -39,24 +43,55 @@ WALK = (
 )
 
 
-class VizdoomSource:
-    """One ViZDoom map without HUD, weapon and end. 256 x 160, 25 Hz.
+@dataclass(frozen=True)
+class DoomSetup:
+    """What a world made with ViZDoom consists of.
 
-    Raises SourceError when ViZDoom is not installed, or when `sound` is asked for and OpenAL is missing.
+    scenario: a file in ViZDoom's own folder of scenarios, or the path of a WAD. actions: each with the
+    names of the ViZDoom buttons that it holds. hud and weapon: whether status bar and weapon are drawn.
+    labels: whether observations tell the boxes of what is seen. variables: ViZDoom's names of the game
+    variables that observations tell, besides the pose. sound needs OpenAL.
+    """
+
+    name: str
+    scenario: str | Path
+    actions: tuple[tuple[Action, tuple[str, ...]], ...] = WALK
+    map_name: str = "map01"
+    game_args: str = ""
+    sound: bool = False
+    hud: bool = False
+    weapon: bool = False
+    labels: bool = False
+    variables: tuple[str, ...] = ()
+    licence: str = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
+
+    @property
+    def buttons(self) -> tuple[str, ...]:
+        """Names of the ViZDoom buttons that the actions use, in order of appearance."""
+        return tuple(dict.fromkeys(button for _, held in self.actions for button in held))
+
+
+class VizdoomSource:
+    """One ViZDoom map, 256 x 160, 25 Hz. The player's death ends the episode: `terminated`.
+
+    Raises SourceError when ViZDoom is not installed, when it does not start, or when sound is asked for
+    and OpenAL is missing.
     """
 
     fps = FPS
     phases = len(TICS)
-    licence = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
 
-    def __init__(self, name: str, scenario: str, game_args: str = "", sound: bool = False) -> None:
-        self.name = name
-        self.actions = tuple(action for action, _ in WALK)
-        self._buttons = [[float(b in pressed) for b in BUTTONS] for _, pressed in WALK]
+    def __init__(self, setup: DoomSetup) -> None:
+        self.setup = setup
+        self.name = setup.name
+        self.licence = setup.licence
+        self.actions = tuple(action for action, _ in setup.actions)
+        self.variables = setup.variables
+        self._buttons = [[float(b in held) for b in setup.buttons] for _, held in setup.actions]
         self._phase = 0
         self._stream = np.zeros((0, 2), np.int16)
-        self._game = _open(scenario, game_args, sound)
-        self._sound = sound
+        self._last: Observation | None = None
+        self._game = _open(setup)
 
     def reset(self, seed: int) -> Observation:
         """Starts a new episode at a place and heading drawn from `seed`."""
@@ -79,16 +114,34 @@ class VizdoomSource:
     def _observe(self, tics: int | None, reward: float = 0.0) -> Observation:
         state = self._game.get_state()
         if state is None:
-            raise SourceError(f"{self.name}: the game ended by itself; collect with another seed")
+            return self._ended(reward)
         x, y, degrees = state.game_variables[:3]
-        return Observation(
+        self._last = Observation(
             image=np.ascontiguousarray(state.screen_buffer),
             pose=np.array([x, y, math.radians(degrees)], np.float32),
-            sound=self._cut_sound(state.audio_buffer, tics) if self._sound and tics else None,
+            sound=self._cut_sound(state.audio_buffer, tics) if self.setup.sound and tics else None,
             reward=reward,
             phase=self._phase,
             depth=(state.depth_buffer[2::4, 2::4] * DEPTH_STEP + DEPTH_START).astype(np.float16),
-            clearance=_clearance(state.depth_buffer),
+            clearance=_clearance(state.depth_buffer[: VIEW_WITH_HUD if self.setup.hud else None]),
+            labels=_labels(state.labels) if self.setup.labels else (),
+            variables=state.game_variables[3:].astype(np.int32) if self.variables else None,
+        )
+        return self._last
+
+    def _ended(self, reward: float) -> Observation:
+        """The end of an episode: the game shows no more, so the last picture stays; the numbers are new."""
+        if self._last is None or not self._game.is_player_dead():
+            raise SourceError(f"{self.name}: the game ended by itself; collect with another seed")
+        values = [self._game.get_game_variable(v) for v in self._game.get_available_game_variables()[3:]]
+        silence = np.zeros((max(TICS) * SAMPLES_PER_TIC, 2), np.int16)
+        return replace(
+            self._last,
+            sound=self._cut_sound(silence, max(TICS)) if self.setup.sound else None,
+            reward=reward,
+            terminated=True,
+            phase=self._phase,
+            variables=np.array(values, np.int32) if values else None,
         )
 
     def _cut_sound(self, buffer: NDArray[np.int16], tics: int) -> NDArray[np.int16]:
@@ -104,7 +157,16 @@ def rooms(sound: bool = False) -> VizdoomSource:
     would hang on a clock that no pose tells.
     """
     args = "+alwaysapplydmflags 1 +sv_noarmor 1 +movebob 0"
-    return VizdoomSource("rooms", "my_way_home.wad", args, sound)
+    return VizdoomSource(DoomSetup("rooms", "my_way_home.wad", game_args=args, sound=sound))
+
+
+def _labels(found: list[Any]) -> tuple[Label, ...]:
+    """The things in the picture; the player's own hand is left out."""
+    return tuple(
+        Label(label.object_name, int(label.x), int(label.y), int(label.width), int(label.height))
+        for label in found
+        if label.object_category != "Self"
+    )
 
 
 def _clearance(depth: NDArray[np.uint8]) -> tuple[float, float, float]:
@@ -114,14 +176,16 @@ def _clearance(depth: NDArray[np.uint8]) -> tuple[float, float, float]:
     return float(left.mean()), float(ahead.min()), float(right.mean())
 
 
-def _open(scenario: str, game_args: str, sound: bool) -> Any:
+def _open(setup: DoomSetup) -> Any:
     try:
         import vizdoom as vzd
     except ImportError as err:
         raise SourceError('ViZDoom is not installed; run pip install "reverie[doom]"') from err
+    if setup.sound:
+        _check_openal(Path(vzd.__file__).parent)
     game = vzd.DoomGame()
-    game.set_doom_scenario_path(str(Path(vzd.scenarios_path) / scenario))
-    game.set_doom_map("map01")
+    game.set_doom_scenario_path(str(Path(vzd.scenarios_path) / setup.scenario))
+    game.set_doom_map(setup.map_name)
     # Otherwise the game leaves its settings in the current folder.
     game.set_doom_config_path(str(Path(tempfile.gettempdir()) / f"reverie-{os.getpid()}.ini"))
     game.set_screen_resolution(vzd.ScreenResolution.RES_256X160)
@@ -129,13 +193,17 @@ def _open(scenario: str, game_args: str, sound: bool) -> Any:
     game.set_window_visible(False)
     game.set_episode_timeout(0)
     game.set_episode_start_time(10)
-    for off in ("hud", "weapon", "crosshair", "decals", "particles", "messages"):
+    game.set_render_hud(setup.hud)
+    game.set_render_weapon(setup.weapon)
+    for off in ("crosshair", "decals", "particles", "messages"):
         getattr(game, f"set_render_{off}")(False)
     game.set_depth_buffer_enabled(True)
-    game.set_available_buttons([getattr(vzd.Button, b) for b in BUTTONS])
-    names = ("POSITION_X", "POSITION_Y", "ANGLE")
+    game.set_labels_buffer_enabled(setup.labels)
+    game.set_available_buttons([getattr(vzd.Button, b) for b in setup.buttons])
+    names = ("POSITION_X", "POSITION_Y", "ANGLE", *setup.variables)
     game.set_available_game_variables([getattr(vzd.GameVariable, n) for n in names])
-    if sound:
+    game_args = setup.game_args
+    if setup.sound:
         game.set_audio_buffer_enabled(True)
         game.set_audio_sampling_rate(vzd.SamplingRate.SR_22050)
         game.set_audio_buffer_size(max(TICS))
@@ -144,6 +212,20 @@ def _open(scenario: str, game_args: str, sound: bool) -> Any:
     try:
         game.init()
     except Exception as err:  # ViZDoom raises bare exceptions of its own making
-        hint = "; install OpenAL (Debian: libopenal1) or go on without sound" if sound else ""
+        hint = "; is OpenAL installed (Debian: libopenal1)? --no-sound goes on without" if setup.sound else ""
         raise SourceError(f"ViZDoom did not start: {err}{hint}") from err
     return game
+
+
+def _check_openal(folder: Path) -> None:
+    """Raises SourceError without OpenAL: ViZDoom itself would go on and record silence.
+
+    On Linux alone, where it takes the library from its own `folder` or from the system.
+    """
+    if sys.platform != "linux":
+        return
+    for name in (str(folder / "libopenal.so.1"), "libopenal.so.1"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return
+    raise SourceError("no sound without OpenAL; install it (Debian: libopenal1) or go on with --no-sound")
