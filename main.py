@@ -49,6 +49,7 @@ def play(
     ] = "human",
     fast: Annotated[bool, typer.Option("--fast", help="Do not pace at 25 ticks a second.")] = False,
     fullscreen: Annotated[bool, typer.Option("--fullscreen", help="Fill the screen.")] = False,
+    no_audio: Annotated[bool, typer.Option("--no-audio", help="Use no sound device.")] = False,
     log: Annotated[bool, typer.Option(help="Keep the log that replays the session.")] = True,
     ticks: Annotated[int | None, typer.Option(min=1, help="Leave by itself after so many ticks.")] = None,
     film: Annotated[bool, typer.Option("--film", help="Film from the start (extra: video).")] = False,
@@ -70,7 +71,21 @@ def play(
         raise typer.BadParameter("--out goes with --source; a dream is recorded by `record`")
 
     options = Options(
-        world, seed, scene, source, twin, player, fast, fullscreen, log, ticks, film, trace, keys, out=out
+        world,
+        seed,
+        scene,
+        source,
+        twin,
+        player,
+        fast,
+        fullscreen,
+        log,
+        ticks,
+        film,
+        trace,
+        keys,
+        out=out,
+        audio=not no_audio,
     )
     summary = run(options, _load_world, list_worlds)
     if summary is not None:
@@ -168,10 +183,11 @@ def bench(
 @app.command(epilog=EPILOGUE)
 def collect(
     out: Annotated[Path, typer.Option(help="The folder of the data set; an unfinished one goes on.")],
-    source: Annotated[str, typer.Option(help="rooms, car_racing or gym:ENV_ID.")] = "rooms",
+    source: Annotated[str, typer.Option(help="rooms, arena, car_racing or gym:ENV_ID.")] = "rooms",
     frames: Annotated[int, typer.Option(min=1, help="Training frames; held-out ones come on top.")] = 200_000,
     seed: Annotated[int, typer.Option(min=0, help="First episode's seed.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that play at once.")] = 2,
+    sound: Annotated[bool, typer.Option(help="Sound, where the game has it; needs OpenAL.")] = True,
 ) -> None:
     """Records a real game, played by walkers that look where they go."""
     from tqdm import tqdm
@@ -180,7 +196,7 @@ def collect(
     from world_model.data.collect import collect as run
 
     with tqdm(total=frames, unit="frame") as bar:
-        report = run(CollectConfig(source, frames, out, seed, workers=workers), bar.update)
+        report = run(CollectConfig(source, frames, out, seed, workers=workers, sound=sound), bar.update)
     for name, value in report.items():
         typer.echo(f"{name:<16}{value}")
 
@@ -191,7 +207,7 @@ def train(
     run: Annotated[Path, typer.Option(help="The folder of the run; an unfinished one goes on.")],
     world: Annotated[str, typer.Option(help="The name of the new world.")] = "rooms",
     stage: Annotated[
-        str, typer.Option(help="tokenizer, place, trunk, head, rollout, decoder or all.")
+        str, typer.Option(help="tokenizer, place, trunk, head, rollout, decoder, codec, audio or all.")
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Or after so many steps a stage.")] = None,

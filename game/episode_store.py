@@ -27,7 +27,7 @@ TICK = np.dtype([("action", "<i2"), ("phase", "u1"), ("over", "u1"), ("reward", 
 is over (1 terminated, 2 truncated), the reward of the action."""
 
 ALIGNMENT = "actions[t] was taken after frames[t] and led to frames[t+1]"
-ABOUT, TICKS = "header.json", "ticks"
+ABOUT, TICKS, SOUND = "header.json", "ticks", "sound"
 
 
 class Store:
@@ -40,22 +40,37 @@ class Store:
         self.folder, self._first = folder, at
         values = {name: getattr(first, field, None) for name, field in FIELDS.items()}
         held = {name: value for name, value in values.items() if value is not None}
+        self._silent: NDArray[np.int16] | None = None
         self._sizes = {TICKS: TICK.itemsize} | {name: value.nbytes for name, value in held.items()}
         self._files: dict[str, IO[bytes]] = {}
         for name in self._sizes:
             self._files[name] = (folder / name).open("xb", buffering=0)
         _lock(self._files[TICKS])
         shapes = {name: [str(value.dtype), list(value.shape)] for name, value in held.items()}
-        write_json(folder / ABOUT, {"arrays": shapes, "header": header | {"alignment": ALIGNMENT}})
+        self._about = {"arrays": shapes, "header": header | {"alignment": ALIGNMENT}}
+        write_json(folder / ABOUT, self._about)
         self.append(-1, first)
 
     def append(self, action: int, obs: Observation) -> None:
         """`action` led to `obs`."""
+        if action >= 0 and obs.sound is not None and self._files[TICKS].tell() == TICK.itemsize:
+            self._begin_sound(obs.sound)
+        if self._silent is not None:
+            self._files[SOUND].write((self._silent if obs.sound is None else obs.sound).tobytes())
         for name, file in self._files.items():
-            if name != TICKS:
+            if name in FIELDS:
                 file.write(np.ascontiguousarray(getattr(obs, FIELDS[name])).data)
         over = 1 if obs.terminated else 2 if obs.truncated else 0
         self._files[TICKS].write(np.array([(action, obs.phase, over, obs.reward)], TICK).tobytes())
+
+    def _begin_sound(self, first: NDArray[np.int16]) -> None:
+        """The first tick tells whether there is sound; the picture before it has none."""
+        if SOUND not in self._files:
+            self._files[SOUND] = (self.folder / SOUND).open("xb", buffering=0)
+            self._silent, self._sizes[SOUND] = np.zeros_like(first), first.nbytes
+            self._files[SOUND].write(self._silent.tobytes())
+            self._about["arrays"][SOUND] = [str(first.dtype), list(first.shape)]
+            write_json(self.folder / ABOUT, self._about)
 
     def cut(self, tick: int) -> None:
         """Forgets what came after the session's tick `tick`."""
@@ -114,12 +129,13 @@ def _lock(file: IO[bytes]) -> None:
 
 def _episode(header: dict[str, Any], ticks: NDArray[Any], arrays: dict[str, Any]) -> Episode:
     over = int(ticks["over"][-1])
+    sound = arrays.pop(SOUND, None)
     phases = (int(ticks["phase"][0]) + np.arange(len(ticks) - 1)) % header.get("phases", 1)
     return Episode(
         header | {"terminated": over == 1, "truncated": over == 2},
         actions=ticks["action"][1:].astype(np.int16),
         phases=phases.astype(np.uint8),
         rewards=ticks["reward"][1:].astype(np.float32),
-        sound=None,
+        sound=None if sound is None else sound[1:],
         **({"pose": None} | arrays),
     )

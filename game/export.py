@@ -128,7 +128,7 @@ class _Takes:
         """The picture of the next start or tick."""
         record = self.follow()
         tape = getattr(self._world, "tape", None)
-        obs = Observation(frame.image) if tape is None else tape.now
+        obs = Observation(frame.image, sound=frame.audio) if tape is None else tape.now
         if "start" in record:
             self._begin(record["start"], obs)
         else:

@@ -42,6 +42,9 @@ class Command(StrEnum):
     PICKER = "picker"
     TWIN = "twin"
     RESEED = "reseed"
+    MUTE = "mute"
+    LOUDER = "louder"
+    QUIETER = "quieter"
 
 
 HELD = frozenset({Command.REWIND, Command.FAST_FORWARD})
@@ -81,6 +84,9 @@ DEFAULT_COMMANDS: dict[Command, tuple[str, ...]] = {
     Command.PICKER: ("f4",),
     Command.TWIN: ("f7",),
     Command.RESEED: ("f8",),
+    Command.MUTE: ("u",),
+    Command.LOUDER: ("page up",),
+    Command.QUIETER: ("page down",),
 }
 
 

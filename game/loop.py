@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from game.budget import Governor, Level
 from game.clock import Clock, Percentiles, Sections
 from game.keys import Command, Input
-from game.session import Session
+from game.session import Mode, Session
+from game.sound import Sound
+from game.speaker import COMMANDS, Speaker
 from game.video import LiveFilm
 from world_model.types import FPS, Frame, ReverieError
 
@@ -104,11 +106,13 @@ class Loop:
         clock: Clock,
         governor: Governor | None = None,
         film: Callable[[], LiveFilm] | None = None,
+        speaker: Speaker | None = None,
     ) -> None:
-        """`film` begins a new film, for the key that asks for one."""
+        """`film` begins a new film, for the key that asks for one. Without a speaker nothing is heard."""
         self.session, self.front, self.clock, self.governor = session, front, clock, governor
         self.sections = Sections(clock.now)
         self._new_film = film
+        self.speaker = speaker or Speaker(session.messages.append)
         self.film: LiveFilm | None = None
         self.latency = Percentiles()
         self.hud = HudState()
@@ -150,7 +154,7 @@ class Loop:
         with self.sections.measure("step"):
             frame = self.session.advance(asked)
         self._count_world(frame)
-        self._film(frame, asked.asks(Command.VIDEO))
+        self._film(frame, self._hear(frame, asked), asked.asks(Command.VIDEO))
         self._update_hud(frame)
         if frame.info.painted:  # else the screen shows the picture before, and goes on to
             self._show(frame)
@@ -166,8 +170,17 @@ class Loop:
             self.latency.add(1e3 * (self.clock.now() - self._unseen))
             self._unseen = None
 
-    def _film(self, frame: Frame, toggle: bool) -> None:
-        """Begins or ends a film where asked, and hands the picture to one that runs."""
+    def _hear(self, frame: Frame, asked: Input) -> Sound | None:
+        """Lets the tick be heard; returns what that was."""
+        session = self.session
+        running = session.mode == Mode.PLAYING and not session.fast
+        for command in COMMANDS:
+            if asked.asks(command):
+                self.speaker.obey(command)
+        return self.speaker.hear(frame, session.tick, running, session.speed, self.hud.slowed)
+
+    def _film(self, frame: Frame, sound: Sound | None, toggle: bool) -> None:
+        """Begins or ends a film where asked, and hands picture and sound to one that runs."""
         if toggle and self.film is not None:
             self._end_film()
         elif toggle and self._new_film is not None:
@@ -177,7 +190,7 @@ class Loop:
             except ReverieError as err:
                 self.session.messages.append(str(err))
         if self.film is not None:
-            self.film.show(frame)
+            self.film.show(frame, sound)
             if self.film.error:
                 self._end_film()
         self.hud.filming = self.film is not None

@@ -24,8 +24,9 @@ from game.recorder import LOG_NAME, SessionLog, new_recording
 from game.replay import check_world, read_recording, timeline
 from game.session import Log, Session
 from game.slots import Slots, home
+from game.speaker import Speaker, default_device
 from game.trace import MAX_SPANS, write_trace
-from game.video import LiveFilm
+from game.video import LiveFilm, sound_rate
 from world_model.types import ReverieError, WorldError
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Options:
     home: Path | None = None
     out: Path | None = None
     """With `source`: the data set that the session is added to; None: `root`/episodes/<source>."""
+    audio: bool = True
+    """Whether a sound device is used, where the world has sound."""
 
     @property
     def root(self) -> Path:
@@ -225,9 +228,13 @@ def _play(options: Options, world: Any, window: Window, note: str) -> tuple[Comm
 
     def film() -> LiveFilm:
         path = new_recording(options.root / "films", world.info.name).with_suffix(".mp4")
-        return LiveFilm(path, FILM_SCALE * world.info.width, FILM_SCALE * world.info.height)
+        size = (FILM_SCALE * world.info.width, FILM_SCALE * world.info.height)
+        return LiveFilm(path, *size, sound_rate(world))
 
-    loop = Loop(session, window, clock, governor, film)
+    # What does not run in time cannot be heard in time.
+    speaker = Speaker(session.messages.append, default_device if options.audio and not options.fast else None)
+    loop = Loop(session, window, clock, governor, film, speaker)
+    speaker.prepare(session.frame)
     loop.hud.world = world.info.name
     if options.film:
         loop.film = film()
@@ -236,7 +243,8 @@ def _play(options: Options, world: Any, window: Window, note: str) -> tuple[Comm
     try:
         summary = loop.run(options.ticks)
     finally:
-        notes: list[str] = []
+        notes = speaker.lines()
+        speaker.close()
         for log in session.logs:
             if isinstance(log, SessionLog | EpisodeLog):
                 log.close()

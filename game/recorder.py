@@ -9,8 +9,9 @@ most the last one. Records:
     {"tick": 1, "action": 2, "picture": crc}             and now and then "state": hash after this tick
     {"rewind": 120}                                      back to tick 120, what came after it is forgotten
 
-A tick that was dreamed but not painted has no "picture". A clip's starts (`game.clip`) also have "state",
-and may have "file": a packed state beside the log, from which it goes on at once.
+A tick that was dreamed but not painted has no "picture"; in a world with sound each has "sound": crc.
+A clip's starts (`game.clip`) also have "state", and may have "file": a packed state beside the log, from
+which it goes on at once.
 """
 
 from __future__ import annotations
@@ -43,9 +44,18 @@ def picture_crc(image: Image) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data)
 
 
+def sound_crc(frame: Frame) -> int | None:
+    """CRC-32 of the samples; None in a world without sound."""
+    return None if frame.audio is None else zlib.crc32(np.ascontiguousarray(frame.audio).data)
+
+
 def picture_record(frame: Frame) -> dict[str, int]:
-    """What a record says of the picture: nothing where it was not painted, as a replay would show another."""
-    return {"picture": picture_crc(frame.image)} if frame.info.painted else {}
+    """What a record says of the picture: nothing where it was not painted, as a replay would show another.
+    And of the sound, where there is any.
+    """
+    sound = sound_crc(frame)
+    seen = {"picture": picture_crc(frame.image)} if frame.info.painted else {}
+    return seen if sound is None else seen | {"sound": sound}
 
 
 class SessionLog:
@@ -224,16 +234,22 @@ def _roll(
     file = FrameFile(folder / "frames.npy", frames + 1, world.info.height, world.info.width)
     actions = _Actions()
     session.logs.append(actions)
+    sounds = []
     try:
         file.append(session.begin(seed, scene).image)
         for done in range(1, frames + 1):
-            file.append(session.step_once().image)
+            frame = session.step_once()
+            file.append(frame.image)
+            if frame.audio is not None:
+                sounds.append(frame.audio)
             if log.error:
                 raise DataError(log.error)
             progress(done)
     finally:
         log.close()
         file.close()
+    if sounds:
+        np.save(folder / "sound.npy", np.stack(sounds), allow_pickle=False)
     return actions.taken
 
 

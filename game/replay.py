@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from game.history import History, stepper
-from game.recorder import LOG_NAME, SCHEMA, picture_crc
+from game.recorder import LOG_NAME, SCHEMA, picture_crc, sound_crc
 from game.slots import read_state, unroll
 from world_model.types import DataError, Frame
 
@@ -118,6 +118,8 @@ def replay(
         compared += "tick" in record
         if "picture" in record and record["picture"] != picture_crc(frame.image):
             return compared, Difference(tick, "the picture", reason)
+        if "sound" in record and record["sound"] != sound_crc(frame):
+            return compared, Difference(tick, "the sound", reason)
         if "state" in record and record["state"] != world.snapshot().hash():
             return compared, Difference(tick, "the state", reason)
     return compared, None
@@ -198,12 +200,12 @@ def timeline(recording: Recording) -> tuple[int, str | None, list[int]]:
 
 def render(recording: Recording, world: Any, path: Path, size: tuple[int, int]) -> str:
     """Replays into a video file of `size` (width, height); returns what `report` says."""
-    from game.video import VideoWriter
+    from game.video import VideoWriter, sound_rate
 
-    writer = VideoWriter(path, *size)
+    writer = VideoWriter(path, *size, sound_rate(world))
     ticks = itertools.count()
     try:
-        text = report(recording, world, lambda frame: writer.write(frame.image, next(ticks)))
+        text = report(recording, world, lambda frame: writer.write(frame.image, next(ticks), frame.audio))
     finally:
         writer.close()  # also where the replay differs: what came before is worth seeing
     return f"{text}; {next(ticks)} pictures in {path}"

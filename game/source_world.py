@@ -173,7 +173,7 @@ class SourceWorld:
         height, width = self.tape.begin(0).image.shape[:2]
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in source.name)
         self.info = WorldInfo(
-            f"{name}-source", width, height, FPS, 0, (), source.licence, {}, {}, "", "source"
+            f"{name}-source", width, height, FPS, 0, (), source.licence, {}, {}, "", "source", _rate(source)
         )
         self.origin = {"source": source.name}
         """Written into a recording, so that it is known what to replay it with."""
@@ -196,3 +196,12 @@ class SourceWorld:
     def _frame(self, obs: Observation, began: float) -> Frame:
         ms = {"total": 1e3 * (time.perf_counter() - began)}
         return Frame(obs.image.copy(), obs.sound, FrameInfo(self.tape.at, ms))
+
+
+def _rate(source: Source) -> int:
+    """Samples a second of a source's sound; 0 where it has none. Doom's say so in their setup."""
+    if not getattr(getattr(source, "setup", None), "sound", False):
+        return 0
+    from world_model.data.vizdoom_source import SAMPLES_PER_TICK
+
+    return FPS * SAMPLES_PER_TICK

@@ -111,7 +111,8 @@ def test_pygame_is_imported_in_few_files_all_in_game() -> None:
     users = [
         p for p in _sources("game", "world_model", "tools", "main.py") if "pygame" in _roots(_imports_of(p))
     ]
-    assert len(users) <= 4, [_name(path) for path in users]
+    # What is drawn, the pads, and the mixer, which must stay out of them: a device's thread runs there.
+    assert len(users) <= 5, [_name(path) for path in users]
     assert all(_name(path).startswith("game/") for path in users)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from world_model.types import Action, WorldError
+from world_model.types import FPS, Action, WorldError
+
+AUDIO_CELL = 144
+"""Samples to one column of the sound codec's inmost grid."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,41 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
+class AudioConfig:
+    """Sound of a tick <-> latent, and the head that imagines it. WorldError for sizes that do not fit."""
+
+    rate: int = 22050
+    """Samples a second; a tick has `samples` of them in two channels."""
+    latent_dim: int = 48
+    overlap: int = 126
+    """Samples by which a tick's sound reaches into the next; the sound comes so much late."""
+    dim: int = 64
+    head_dim: int = 256
+    head_steps: int = 3
+
+    def __post_init__(self) -> None:
+        sizes = asdict(self)
+        bad = [name for name, size in sizes.items() if type(size) is not int or not 0 < size <= 192_000]
+        if bad:
+            raise WorldError(f"world.json: {bad[0]!r} of AudioConfig is {sizes[bad[0]]!r}, not a size")
+        if self.rate % FPS or self.latent_dim < 2 or self.overlap > self.samples or self.frame % AUDIO_CELL:
+            raise WorldError(
+                f"world.json: AudioConfig does not fit: a tick of {self.rate} / {FPS} samples and an overlap "
+                f"of {self.overlap} must make a multiple of {AUDIO_CELL}, with at least two latents"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Of one tick, in each channel."""
+        return self.rate // FPS
+
+    @property
+    def frame(self) -> int:
+        """Samples that one latent decodes to: a tick and what it shares with the one before."""
+        return self.samples + self.overlap
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """All of a world but its weights."""
 
@@ -71,9 +109,14 @@ class WorldConfig:
     head_steps: int = 2
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    audio: AudioConfig | None = None
+    """None: the world has no sound."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if self.audio is None:  # what a silent world's file says is what it said before there was sound
+            del data["audio"]
+        return data
 
 
 def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
@@ -84,6 +127,8 @@ def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
         rest["tokenizer"] = _build(TokenizerConfig, data["tokenizer"])
         rest["dynamics"] = _build(DynamicsConfig, data["dynamics"])
         rest["pose_origin"] = tuple(data["pose_origin"])
+        if data.get("audio") is not None:
+            rest["audio"] = _build(AudioConfig, data["audio"])
         return WorldConfig(**rest)
     except (TypeError, KeyError, AttributeError) as err:
         raise WorldError(f"world.json: the config does not fit this version of reverie: {err}") from err

@@ -113,3 +113,5 @@ class WorldInfo:
     weights_sha256: str
     backend: str = ""
     """What computes it: device, number format and thread count, as in "cpu-bf16-2"."""
+    sound_rate: int = 0
+    """Samples a second of `Frame.audio`; 0 where the world has no sound."""

@@ -61,7 +61,7 @@ class World:
         thumbnails = {int(t): _thumbnail(start.frames[int(t)]) for t in born}
         self._state = WorldState(dream, picture, thumbnails, 0, self.info.weights_sha256)
         total = 1e3 * (perf_counter() - began)
-        return Frame(image, None, FrameInfo(dream.tick, {"total": total}))
+        return Frame(image, _sound(dream), FrameInfo(dream.tick, {"total": total}))
 
     def step(self, action: int, paint: bool = True) -> Frame:
         """Imagines the next tick. Raises ValueError for an action out of range.
@@ -145,8 +145,8 @@ class World:
         attended = tuple(int(i) for i in dict.fromkeys(dream.attended[0].tolist()))
         info = FrameInfo(dream.tick, ms, attended, state.guard_events, paint)
         if paint:
-            return Frame(picture.copy(), None, info)
-        return Frame(picture.shown.copy(), None, info, picture.copy)
+            return Frame(picture.copy(), _sound(dream), info)
+        return Frame(picture.shown.copy(), _sound(dream), info, picture.copy)
 
     def _picture(self, dream: DreamState, before: Image) -> Picture:
         # Holds on to latent and pose alone: whoever keeps the picture must not keep the whole state.
@@ -213,6 +213,7 @@ def load_world(
         scores=description["scores"],
         weights_sha256=description["weights_sha256"],
         backend=f"{device}-{str(dtype).removeprefix('torch.')}-{torch.get_num_threads()}",
+        sound_rate=0 if config.audio is None else config.audio.rate,
     )
     return World(DreamEngine(model, dtype, head_steps), info, folder)
 
@@ -278,6 +279,11 @@ def _is_finite(dream: DreamState) -> bool:
     for layer in dream.trunk.layers:
         total = total + layer.mamba.ssm.sum()
     return bool(torch.isfinite(total))
+
+
+def _sound(dream: DreamState) -> NDArray[np.int16] | None:
+    """int16 (samples, 2) of the dream's present tick; None in a world without sound."""
+    return None if dream.sound is None else dream.sound.samples[0].cpu().numpy().copy()
 
 
 def _thumbnail(image: Image) -> Image:
