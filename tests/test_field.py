@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tiny import LATENT_GRID, tiny_model
+from world_model.atlas import Atlas
 from world_model.field import COARSE, EXTENT, PAINT_CHANNELS, ROOM, Surfaces
 from world_model.place import Place, PlaceModel
+from world_model.settle import Aligner, settle
 from world_model.tokenizer import Decoder
 
 HALF = 0.5
@@ -114,13 +116,14 @@ def test_nobody_gets_through_a_wall_but_slides_along_it() -> None:
 def test_a_dream_never_settles_within_a_wall() -> None:
     model = walking()
     torch.manual_seed(0)
+    aligner = Aligner(4, LATENT_GRID)
     z = torch.randn(1, 12, 4, *LATENT_GRID)
     act = torch.zeros(1, 11, dtype=torch.long)
     within = PlaceModel.nowhere(1, "cpu")._replace(pose=at(HALF + 0.02, 0.0, 0.0))
     free = within._replace(pose=at(HALF - 0.1, 0.0, 0.0))
     with torch.no_grad():
         path = [free, *[within] * 11]
-        settled = model.settle(path, z, act, act, torch.Generator().manual_seed(0))
+        settled = settle(model, aligner, Atlas(model, 4), path, z, act, act, torch.Generator().manual_seed(0))
         assert float(model.map.surfaces.walls(settled.pose[:, :2])) >= ROOM
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -15,15 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from world_model.atlas import Atlas
+from world_model.audio import AudioModel, SoundState
 from world_model.config import WorldConfig
-from world_model.dynamics import Dynamics, Retrieved, TrunkOutput, TrunkState
+from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, TrunkOutput, TrunkState
 from world_model.memory import KeyframeBank
-from world_model.place import Place, PlaceModel
+from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.settle import Aligner, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
 
 class WorldModel(nn.Module):
-    """All weights of a world: tokenizer and dynamics."""
+    """All weights of a world: tokenizer, dynamics and, where it has sound, audio."""
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
@@ -33,12 +37,19 @@ class WorldModel(nn.Module):
         self.dynamics = Dynamics(
             config.dynamics, tok.latent_dim, tok.grid, len(config.actions), config.phases
         )
+        self.aligner = Aligner(tok.latent_dim, tok.grid) if config.dynamics.pose else None
+        self.audio: AudioModel | None = None
+        if config.audio is not None:
+            features = config.dynamics.conv_dim + SEEN_CHANNELS
+            self.audio = AudioModel(config.audio, features, tok.latent_dim, len(config.actions))
 
     def for_inference(self, dtype: torch.dtype) -> WorldModel:
-        """Kernels and matrices in `dtype`, everything that decides about the recurrent state in fp32."""
+        """Kernels and matrices in `dtype`; what decides about the recurrent state, and sound, in fp32."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
+        if self.audio is not None:
+            self.audio.float()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.eval().requires_grad_(False)
 
@@ -59,6 +70,8 @@ class DreamState:
     attended: Tensor
     tick: int
     seed: int
+    sound: SoundState | None = None
+    """Of a world with sound."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors, for hashing and measuring."""
@@ -71,13 +84,18 @@ class DreamState:
             self.bank.uses,
             self.bank.filled,
         ]
-        return [self.z, *self.place, *layers, *bank, self.phase]
+        return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
 
 
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""
 SETTLE_AT = (8, 31)
 """Ticks after which a dream that only watches makes sure of its place, from what it has seen so far."""
+FOLLOW_ROUNDS, FOLLOW_FRAMES = 2, 10
+"""After the last of them it is led by its last real frames."""
+
+SOUND_NOISE = 1 << 40
+"""Sets the chance of a tick's sound apart from that of its picture."""
 
 Timer = Callable[[str, float], None]
 
@@ -135,6 +153,7 @@ class DreamEngine:
             attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
             tick=0,
             seed=seed,
+            sound=None if self.model.audio is None else self.model.audio.silence(batch, self.device),
         )
 
     @torch.no_grad()
@@ -157,15 +176,38 @@ class DreamEngine:
 
     @torch.no_grad()
     def settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor, act_BT: Tensor) -> DreamState:
-        """Makes sure of the place after some context; see `PlaceModel.settle`."""
+        """Makes sure of the place after some context; see `settle.settle`."""
         place = self.model.dynamics.place
         if place is None:
             return state
+        assert self.model.aligner is not None
         generator = torch.Generator().manual_seed(state.seed % 2**63)
         back = torch.arange(act_BT.shape[1], 0, -1, device=self.device)
         phase = (state.phase[:, None] - back) % self.config.phases
         with self._precision():
-            return replace(state, place=place.settle(path, z_BTChw, act_BT, phase, generator))
+            found = settle(place, self.model.aligner, self._atlas, path, z_BTChw, act_BT, phase, generator)
+        return replace(state, place=found)
+
+    @cached_property
+    def _atlas(self) -> Atlas:
+        assert self.model.dynamics.place is not None
+        return Atlas(self.model.dynamics.place, self.config.tokenizer.latent_dim)
+
+    @torch.no_grad()
+    def follow(self, state: DreamState, path: list[Place], z_BTChw: Tensor) -> DreamState:
+        """Keeps a settled place right by the last real frames and the steps between them (path[1:])."""
+        place = self.model.dynamics.place
+        if place is None:
+            return state
+        assert self.model.aligner is not None
+        walked = [torch.zeros_like(state.place.pose)]
+        for after in path[1:]:
+            walked.append(compose(walked[-1], after.motion))
+        back = [motion_between(walked[-1], pose) for pose in walked]
+        track = torch.stack([compose(state.place.pose, motion) for motion in back], 1)
+        with self._precision():
+            pose = sharpen(place, self.model.aligner, track, z_BTChw, rounds=FOLLOW_ROUNDS)
+        return replace(state, place=state.place._replace(pose=pose))
 
     def look(self, state: DreamState) -> DreamState:
         """The present latent is a real frame's: a look at it tells where it was taken."""
@@ -183,8 +225,14 @@ class DreamEngine:
             noise = self._noise(state)
             z = head.sample(noise, out.mean, state.z, out.features, self.head_steps)
         timer("trunk", 1e3 * (thought - began))
-        timer("head", 1e3 * (perf_counter() - thought))
-        return replace(after, z=z)
+        painted = perf_counter()
+        timer("head", 1e3 * (painted - thought))
+        if self.model.audio is None or state.sound is None:
+            return replace(after, z=z)
+        chance = torch.Generator().manual_seed((_noise_seed(state) ^ SOUND_NOISE) % 2**63)
+        sound = self.model.audio.step(state.sound, out.features, z, act_B, chance)
+        timer("sound", 1e3 * (perf_counter() - painted))
+        return replace(after, z=z, sound=sound)
 
     def _trunk(self, state: DreamState, act_B: Tensor) -> tuple[DreamState, TrunkOutput]:
         """Everything of a tick but the new latent."""
@@ -221,8 +269,12 @@ class DreamEngine:
 
     def _noise(self, state: DreamState) -> Tensor:
         """Depends on seed and tick alone, so that a restored state goes on as it did."""
-        generator = torch.Generator().manual_seed((state.seed * 1_000_003 + state.tick) % 2**63)
+        generator = torch.Generator().manual_seed(_noise_seed(state) % 2**63)
         return torch.randn(state.z.shape, generator=generator).to(self.device)
+
+
+def _noise_seed(state: DreamState) -> int:
+    return state.seed * 1_000_003 + state.tick
 
 
 class BatchDream:
@@ -263,9 +315,13 @@ class BatchDream:
             state = self.engine.tick(state, actions[:, t])
             frames.append(self.engine.show(state))
             path.append(state.place)
-            state = self.engine.look(replace(state, z=z[:, t + 1]))
+            state, seen = replace(state, z=z[:, t + 1]), z[:, : t + 2]
+            if t + 1 <= SETTLE_AT[-1]:
+                state = self.engine.look(state)
             if t + 1 in SETTLE_AT:
-                state = self.engine.settle(state, path, z[:, : t + 2], actions[:, : t + 1])
+                state = self.engine.settle(state, path, seen, actions[:, : t + 1])
+            if t + 1 > SETTLE_AT[-1]:
+                state = self.engine.follow(state, path[-FOLLOW_FRAMES:], seen[:, -FOLLOW_FRAMES:])
         return np.stack(frames, 1)
 
     def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from world_model.config import DynamicsConfig
 from world_model.mamba import Mamba2, Mamba2Config, MambaState
+from world_model.map import SEEN_CHANNELS
 from world_model.memory import KeyframeAttention, WindowAttention, attend
-from world_model.place import MOTION_UNIT, SEEN_CHANNELS, Place, PlaceModel, PoseEmbedding
+from world_model.place import MOTION_UNIT, Place, PlaceModel, PoseEmbedding
 
 CONDITION = 192
 NOISE_STD = 0.5

@@ -21,37 +21,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from world_model.config import DynamicsConfig
-from world_model.field import COARSE_CHANNELS, FINE_CHANNELS, FREE, ROOM, Surfaces, Walls, compass
+from world_model.field import FREE, ROOM, Walls, compass
+from world_model.map import Map
 
 MOTION_UNIT = (0.02, 0.02, 0.1)
 """What a network's output of one means: a fiftieth of the half extent, a tenth of a radian."""
 HISTORY = 6
 """Past actions that the motion model sees: turning starts slowly and walking has momentum."""
-SEEN_CHANNELS = 64
-DETAIL_CHANNELS = 64
-FINE_DETAIL = 32
 FEELERS = (0.02, 0.04, 0.07)
 """Distances from the player at which the motion model feels for walls."""
 DRIFT = 1e-6
 """Variance that a tick of dead reckoning adds."""
 SIGHT_CORRELATION = 8.0
 """Consecutive frames err alike; counted as independent, they would make the filter overconfident."""
-
-
-SETTLE_FROM = 10
-"""Frame whose pose is searched for. Before it, momentum from before the context is not yet known."""
-SETTLE_FRAMES = 5
-SETTLE_ROUNDS = ((0.06, 96), (0.025, 48), (0.012, 48), (0.006, 48), (0.003, 32), (0.0015, 32))
-"""Spread (half extents; twice that in radians) and number of the draws of each round of `settle`."""
-SETTLE_ELITE = 4
-SHARPEN_ROUNDS = ((0.004, 48), (0.002, 48), (0.001, 32))
-SHARPEN_BACK = (0, 2, 5, 9)
-"""And of the search for the end pose alone, by the frames so many ticks before the end."""
-SETTLED = 1e-5
-"""Variance of a settled pose."""
 
 
 class Place(NamedTuple):
@@ -158,92 +142,6 @@ class MotionModel(nn.Module):
         return self.out(self.layers(torch.cat(told, -1))).float() * unit
 
 
-class Detail(NamedTuple):
-    """What the map gives the decoder: coarse (F, DETAIL_CHANNELS, 4 h, 4 w) and fine (F, FINE_DETAIL,
-    8 h, 8 w)."""
-
-    coarse: Tensor
-    fine: Tensor
-
-
-class Glance(nn.Module):
-    """What is read along two by two lines of sight in each cell of the latent -> SEEN_CHANNELS features."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim, c = latent_dim, SEEN_CHANNELS
-        self.enter = nn.Sequential(
-            nn.Conv2d(COARSE_CHANNELS, c, 1), nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * c, c, 1)
-        )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
-            for _ in range(1)
-        )
-        self.out = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, read: Tensor) -> Tensor:
-        h = self.enter(_like(read, self.out))
-        for block in self.blocks:
-            h = h + block(h)
-        out = self.out(F.silu(h)).float()
-        return torch.cat((out[:, : self.latent_dim].tanh(), out[:, self.latent_dim :]), 1)
-
-
-class Gaze(nn.Module):
-    """What is read along a line of sight for each 4 x 4 and each 2 x 2 pixels -> `Detail`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        d, f = DETAIL_CHANNELS, FINE_DETAIL
-        self.coarse = nn.Sequential(
-            nn.Conv2d(COARSE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, d, 3, padding=1)
-        )
-        self.choose = nn.Conv2d(d, 4 * f, 1)
-        self.fine = nn.Sequential(nn.Conv2d(FINE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, f, 1))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Conv2d(f, f, 3, padding=1), nn.SiLU(), nn.Conv2d(f, f, 1))
-            for _ in range(2)
-        )
-
-    def forward(self, read: Tensor, read_fine: Tensor) -> Detail:
-        coarse = self.coarse(_like(read, self.choose))
-        # The coarse levels choose among the textures that share the tiles.
-        choice = F.pixel_shuffle(self.choose(F.silu(coarse)), 2)
-        fine = self.fine(_like(read_fine, self.choose)) * (1 + choice)
-        for block in self.blocks:
-            fine = fine + block(fine)
-        return Detail(coarse, fine)
-
-
-class Map(nn.Module):
-    """What is seen from a pose, coarsely for the trunk and finely for the decoder."""
-
-    def __init__(self, latent_dim: int, grid: tuple[int, int], config: DynamicsConfig) -> None:
-        super().__init__()
-        self.grid = grid
-        self.surfaces = Surfaces(config.plan_size, config.paint_bits, config.tile, config.heights)
-        self.glance, self.gaze = Glance(latent_dim), Gaze()
-
-    def seen(self, pose_F3: Tensor) -> Tensor:
-        """(F, SEEN_CHANNELS, h, w), the first of them a latent in (-1, 1)."""
-        rows, columns = self.grid
-        read = self.surfaces.read(pose_F3, 2 * rows, 2 * columns)
-        seen: Tensor = self.glance(read)
-        return seen
-
-    def detail(self, pose_F3: Tensor) -> Detail:
-        """What the decoder is given."""
-        rows, columns = self.grid
-        coarse = self.surfaces.read(pose_F3, 4 * rows, 4 * columns)
-        fine = self.surfaces.read(pose_F3, 8 * rows, 8 * columns, fine=True)
-        detail: Detail = self.gaze(coarse, fine)
-        return detail
-
-
-def _like(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    return x.to(layer.weight.dtype, memory_format=torch.channels_last)
-
-
 class Localizer(nn.Module):
     """Latent (F, C, h, w) -> `Sight`."""
 
@@ -272,31 +170,6 @@ class Localizer(nn.Module):
         pose = torch.cat((out[:, :2], torch.atan2(direction[:, 1:], direction[:, :1])), 1)
         log_variance = out[:, [4, 4, 5]].clamp(-12, 2)
         return Sight(pose, log_variance, direction)
-
-
-class _Walk(NamedTuple):
-    """A stretch of context: the place it starts at, act and phase (B, T - 1), z (B, T, C, h, w)."""
-
-    start: Place
-    act: Tensor
-    phase: Tensor
-    z: Tensor
-
-
-def _scatter(best_BK3: Tensor, spread: float, count: int, generator: torch.Generator) -> Tensor:
-    """The best poses so far and `count` draws around them, (B, K + count, 3)."""
-    batch, device = len(best_BK3), best_BK3.device
-    picks = torch.randint(0, best_BK3.shape[1], (count,), generator=generator).to(device)
-    draws = torch.randn(batch, count, 3, generator=generator).to(device)
-    unit = spread * torch.tensor([1.0, 1.0, 2.0], device=device)
-    return torch.cat((best_BK3, best_BK3[:, picks] + draws * unit), 1)
-
-
-def _elite(candidates_BN3: Tensor, error_BN: Tensor, count: int) -> Tensor:
-    """The `count` candidates with the least error, best first."""
-    count = min(count, candidates_BN3.shape[1])
-    chosen = error_BN.topk(count, dim=1, largest=False).indices
-    return candidates_BN3.gather(1, chosen[..., None].expand(-1, -1, 3))
 
 
 class PlaceModel(nn.Module):
@@ -332,93 +205,6 @@ class PlaceModel(nn.Module):
         outlier = (surprise.square() / (place.variance + noise) / 9).clamp(min=1)
         gain = place.variance / (place.variance + noise * outlier)
         return place._replace(pose=place.pose + gain * surprise, variance=(1 - gain) * place.variance)
-
-    def settle(
-        self, path: list[Place], z_BTChw: Tensor, act: Tensor, phase: Tensor, generator: torch.Generator
-    ) -> Place:
-        """Sharpens the place after a context by looking for the one from which the map shows the context.
-
-        path: the places at the T frames; act, phase (B, T - 1). A cross-entropy search over the pose at an
-        early frame, when the walk had already told its speed: candidates are what each frame's sight says
-        about it and draws around them, then ever closer draws around the best. Each walks on from there
-        by the motion model, walls included, and is judged by what the map shows along its way.
-        """
-        ticks = z_BTChw.shape[1]
-        first = min(SETTLE_FROM, ticks - 1)
-        walked = [torch.zeros_like(path[0].pose)]
-        for after in path[1:]:
-            walked.append(compose(walked[-1], after.motion))
-        sighted = [
-            compose(self.localizer(z_BTChw[:, t]).pose, motion_between(walked[t], walked[first]))
-            for t in range(ticks)
-        ]
-        best = torch.stack((path[first].pose, *sighted), 1)
-        walk = _Walk(path[first], act[:, first:], phase[:, first:], z_BTChw[:, first:])
-        for spread, count in SETTLE_ROUNDS:
-            candidates = _scatter(best, spread, count, generator)
-            error = self._judge(candidates, walk) + self._outside(candidates)
-            best = _elite(candidates, error, SETTLE_ELITE)
-        track = self._walk(best[:, 0], walk)
-        last = path[-1]
-        return last._replace(
-            pose=self._sharpen(torch.stack([p.pose for p in track], 1), walk.z, generator),
-            motion=track[-1].motion,
-            variance=torch.full_like(last.variance, SETTLED),
-        )
-
-    def _sharpen(self, track_BT3: Tensor, z_BTChw: Tensor, generator: torch.Generator) -> Tensor:
-        """The end of a track (B, 3), moved with the track's last stretch to where the map shows that best.
-
-        What the walk got a little wrong on its way no longer counts here.
-        """
-        batch, ticks = track_BT3.shape[:2]
-        looks = [max(0, ticks - 1 - back) for back in SHARPEN_BACK]
-        end = track_BT3[:, -1:]
-        offsets = motion_between(end.expand(-1, len(looks), -1), track_BT3[:, looks])
-        target = z_BTChw[:, looks]
-        best = end
-        for spread, count in SHARPEN_ROUNDS:
-            candidates = _scatter(best, spread, count, generator)
-            poses = compose(candidates[:, :, None], offsets[:, None])
-            shown = self.map.seen(poses.flatten(0, 2))[:, : target.shape[2]]
-            shown = shown.unflatten(0, (batch, -1, len(looks)))
-            error = (shown - target[:, None]).square().mean((2, 3, 4, 5)) + self._outside(candidates)
-            best = _elite(candidates, error, SETTLE_ELITE)
-        return best[:, 0]
-
-    def _outside(self, pose: Tensor) -> Tensor:
-        """One for each pose (..., 3) where nobody can stand, zero for the others."""
-        return (self.map.surfaces.walls(pose[..., :2]) < ROOM).float()
-
-    def _walk(self, start_B3: Tensor, walk: _Walk) -> list[Place]:
-        """The places along a walk from a pose."""
-        places = [walk.start._replace(pose=start_B3)]
-        for t in range(walk.act.shape[1]):
-            places.append(self.move(places[-1], walk.act[:, t], walk.phase[:, t]))
-        return places
-
-    def _judge(self, candidates_BN3: Tensor, walk: _Walk) -> Tensor:
-        """Mean squared error (B, N) of what the map shows along the walk from each candidate."""
-        batch, count = candidates_BN3.shape[:2]
-
-        def each(x: Tensor) -> Tensor:
-            return x[:, None].expand(-1, count, *x.shape[1:])
-
-        place = Place(
-            candidates_BN3, each(walk.start.motion), each(walk.start.variance), each(walk.start.history)
-        )
-        steps = walk.act.shape[1]
-        looks = {round(i * steps / (SETTLE_FRAMES - 1)) for i in range(SETTLE_FRAMES)}
-        error = candidates_BN3.new_zeros(batch, count)
-        for t in range(steps + 1):
-            if t in looks:
-                shown = self.map.seen(place.pose.flatten(0, 1))[:, : walk.z.shape[2]].unflatten(
-                    0, (batch, count)
-                )
-                error = error + (shown - walk.z[:, t, None]).square().mean((2, 3, 4))
-            if t < steps:
-                place = self.move(place, each(walk.act[:, t]), each(walk.phase[:, t]))
-        return error / len(looks)
 
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick with this action (F,), by dead reckoning."""

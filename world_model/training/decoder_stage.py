@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
-from world_model.place import Detail
+from world_model.map import Detail
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
 from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
 
-TEXTURE_WEIGHT = 0.15
+TEXTURE_WEIGHT = 0.25
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
 PATTERN_WEIGHT = 5.0
 POSE_ERROR = 0.0005

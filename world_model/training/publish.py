@@ -12,7 +12,7 @@ from world_model.evaluation.metrics import laplacian_energy
 from world_model.scenes import Scene, save_scene
 from world_model.training.card import read_metrics, write_card
 from world_model.training.pictures import write_png
-from world_model.training.run import ORDER, load_run
+from world_model.training.run import ORDER, SOUND, load_run
 from world_model.world import save_world
 
 SCENE_TICKS = 32
@@ -60,4 +60,4 @@ def _costs(run: Path) -> dict[str, Any]:
     for record in read_metrics(run):
         if "loss" in record:
             last[record["stage"]] = record
-    return {name: last[name] for name in ORDER if name in last}
+    return {name: last[name] for name in (*ORDER, *SOUND) if name in last}

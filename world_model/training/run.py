@@ -19,30 +19,46 @@ import torch
 from torch import Tensor, nn
 
 from world_model.checkpoint import load_training, read_json, write_json
-from world_model.config import WorldConfig, world_config_from_json
+from world_model.config import AudioConfig, WorldConfig, world_config_from_json
 from world_model.data.dataset import LatentDataset, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
 from world_model.dream import WorldModel
-from world_model.place import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.map import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.training.align_stage import AlignStage
+from world_model.training.audio_stage import AudioStage, CodecStage, hearing
 from world_model.training.decoder_stage import DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
-from world_model.types import DataError
+from world_model.types import FPS, DataError
 
-ORDER = ("tokenizer", "place", "trunk", "head", "rollout", "decoder")
-SHARES = {"tokenizer": 0.1, "place": 0.12, "trunk": 0.3, "head": 0.13, "rollout": 0.25, "decoder": 0.1}
+ORDER = ("tokenizer", "place", "align", "trunk", "head", "rollout", "decoder")
+SOUND = ("codec", "audio")
+"""Stages after these in a world with sound."""
+SHARES = {
+    "tokenizer": 0.1,
+    "place": 0.12,
+    "align": 0.03,
+    "trunk": 0.3,
+    "head": 0.13,
+    "rollout": 0.25,
+    "decoder": 0.1,
+}
+SHARES |= {"codec": 0.05, "audio": 0.05}
 """Of the minutes given to `all`."""
 RATES = {
     "tokenizer": (1.5e-3, 0.015),
     "place": (1e-3, 0.015),
+    "align": (1.5e-3, 0.015),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
     "decoder": (5e-4, 0.004),
+    "codec": (1e-3, 0.01),
+    "audio": (1e-3, 0.01),
 }
 """Learning rates of AdamW and Muon."""
 TILE_UNITS, EYE_UNITS, ROOM_UNITS, PIXEL_ASPECT = 64.0, 41.0, 128.0, 1.2
@@ -75,14 +91,17 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
 
     Raises DataError when there are no episodes, ValueError for an unknown stage or budget.
     """
-    unknown = set(config.stages) - set(ORDER)
+    unknown = set(config.stages) - {*ORDER, *SOUND}
     if unknown:
-        raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(ORDER)} and all")
+        known = ", ".join((*ORDER, *SOUND))
+        raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; there are {known} and all")
     _init_distributed()
     torch.manual_seed(config.seed)  # the initial weights; every stage seeds its own noise again
     material = _Material(config, say)
+    if config.stages == ORDER and material.world.config.audio is not None:
+        config = dataclasses.replace(config, stages=(*ORDER, *SOUND))
     for name in config.stages:
-        if name == "place" and not material.world.config.dynamics.pose:
+        if name in ("place", "align") and not material.world.config.dynamics.pose:
             continue
         torch.manual_seed(config.seed)
         stage = material.stage(name)
@@ -104,7 +123,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
 def load_run(run: Path) -> WorldModel:
     """The newest weights of a run: every stage's averaged weights laid over the earlier ones."""
     world = WorldModel(world_config_from_json(read_json(run / "world.json")))
-    for name in ORDER:
+    for name in (*ORDER, *SOUND):
         _load_stage(world, run, name)
     return world
 
@@ -124,7 +143,8 @@ class _Material:
     def stage(self, name: str) -> Stage[Any]:
         """The stage with the weights of all earlier ones."""
         device = self.config.device
-        for earlier in ORDER[: ORDER.index(name)]:
+        order = (*ORDER, *SOUND)
+        for earlier in order[: order.index(name)]:
             _load_stage(self.world, self.config.run, earlier)
         if self.config.start is not None:
             _load_stage(self.world, self.config.start, name, partly=True)
@@ -132,11 +152,22 @@ class _Material:
             stage = TokenizerStage(self.world.config.tokenizer, self.train, self.val, device)
             self.world.tokenizer = stage.model
             return stage
+        if name in SOUND and self.world.config.audio is None:
+            raise DataError(f"{self.config.run} is a world without sound: its first episode has none")
+        if name == "codec":
+            assert self.world.audio is not None
+            return CodecStage(self.world.audio.codec, self.train, self.val, device)
         if not (self.config.run / "tokenizer.safetensors").exists():
             raise DataError(f"{self.config.run} has no trained tokenizer; train --stage tokenizer first")
         self.world.to(device)
         if name == "place":
             return PlaceStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "audio":
+            if not (self.config.run / "codec.safetensors").exists():
+                raise DataError(f"{self.config.run} has no trained codec; train --stage codec first")
+            return AudioStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "align":
+            return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
         if name == "decoder":
             still = TokenizerPreview(self.val, torch.device(device))
@@ -178,7 +209,9 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     source = make_source(header["source"])
     actions = source.actions
     source.close()
-    config = WorldConfig(name, actions, phases=header["phases"])
+    sound = episodes[0].sound
+    audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])
+    config = WorldConfig(name, actions, phases=header["phases"], audio=audio)
     if episodes[0].pose is None or episodes[0].depth is None:
         return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, pose=False))
     places = np.concatenate([e.pose[:, :2] for e in episodes if e.pose is not None])
@@ -209,19 +242,31 @@ def _load_stage(world: WorldModel, run: Path, name: str, partly: bool = False) -
         return
     tensors, _ = load_training(path)
     average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
-    parts: dict[str, nn.Module | None] = {
-        "tokenizer": world.tokenizer,
-        "decoder": drawing(world),
-        "place": map_making(world),
-    }
-    part = parts.get(name, world.dynamics)
-    assert part is not None, f"{path} is of a world with poses"
+    part = _part(world, name)
+    assert part is not None, f"{path} is of a world with poses or sound that this one lacks"
     if partly:
         own = part.state_dict()
         average = {k: v for k, v in average.items() if k in own and own[k].shape == v.shape}
         if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
             average = {k: v for k, v in average.items() if not k.startswith("place.")}
     part.load_state_dict(average, strict=not partly)
+
+
+def _part(world: WorldModel, stage: str) -> nn.Module | None:
+    """What a stage trains."""
+    match stage:
+        case "tokenizer":
+            return world.tokenizer
+        case "decoder":
+            return drawing(world)
+        case "place":
+            return map_making(world)
+        case "align":
+            return world.aligner
+        case "codec" | "audio":
+            return hearing(world)[stage]
+        case _:
+            return world.dynamics
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
