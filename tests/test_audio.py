@@ -309,7 +309,7 @@ def test_the_stages_teach_a_world_to_sound(tmp_path: Path, monkeypatch: pytest.M
     for name, part in (("codec", loaded.audio.codec), ("audio", loaded.audio.head)):
         kept, _ = load_training(run / f"{name}.safetensors")
         assert all(torch.equal(kept[f"average/{k}"], v) for k, v in part.state_dict().items())
-    monkeypatch.setattr(running, "make_source", lambda name: _Source())
+    monkeypatch.setattr(running, "make_source", lambda name, sound: _Source())
     described = describe_world("tiny", [read_episode(p) for p in list_episodes(data, "train")])
     assert described.audio == AudioConfig()
     write_json(run / "world.json", TINY.to_json())

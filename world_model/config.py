@@ -57,6 +57,8 @@ class DynamicsConfig:
     """Period of the textures, in half extents of the map."""
     heights: tuple[float, float] = (-0.1, 0.2)
     """Of floor and ceiling over the eye, in half extents of the map."""
+    horizon: float = 0.5
+    """Eye level, as a part of the picture's height from above: higher where a status bar takes its place."""
     head_dim_conv: int = 112
     head_blocks: int = 2
 
@@ -70,8 +72,8 @@ class AudioConfig:
     latent_dim: int = 48
     overlap: int = 126
     """Samples by which a tick's sound reaches into the next; the sound comes so much late."""
-    dim: int = 64
-    head_dim: int = 256
+    dim: int = 48
+    head_dim: int = 176
     head_steps: int = 3
 
     def __post_init__(self) -> None:

@@ -121,8 +121,17 @@ def _read(points: Tensor, level: Level, table: Tensor) -> Tensor:
 class Surfaces(nn.Module):
     """Walls, floor, ceiling and their paint; `read` looks at them from poses."""
 
-    def __init__(self, size: int, bits: tuple[int, ...], tile: float, heights: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        size: int,
+        bits: tuple[int, ...],
+        tile: float,
+        heights: tuple[float, float],
+        horizon: float = 0.5,
+    ) -> None:
         super().__init__()
+        self.horizon = horizon
+        """Of the picture's height, from above."""
         self.heights = heights
         """Of floor and ceiling over the eye."""
         self.walls = Walls(size)
@@ -155,7 +164,7 @@ class Surfaces(nn.Module):
         before, after = distance.gather(-1, hit), distance.gather(-1, hit + 1)
         part = (before / (before - after).clamp(min=1e-6)).clamp(0, 1)
         wall = (steps[hit] + part * (steps[hit + 1] - steps[hit]))[..., 0][:, None]
-        down = _centres(rows, pose_F3.device)[:, None] * (rows / columns) * self.spread
+        down = self._below(rows, pose_F3.device)[:, None] * (rows / columns) * self.spread
         floor, ceiling = self.heights
         level = torch.where(down > 0, -floor, ceiling) / down.abs()
         depth = torch.minimum(wall, level)
@@ -171,10 +180,14 @@ class Surfaces(nn.Module):
             paint = (self.fine if fine else self.coarse)(view.point.flatten(0, 2)).view(*view.depth.shape, -1)
             log = view.depth.clamp(min=NEAR).log()
             slope = F.pad(log[..., 1:] - log[..., :-1], (0, 1)).clamp(-1, 1)
-            down = _centres(rows, log.device)[:, None].expand_as(log)
+            down = self._below(rows, log.device)[:, None].expand_as(log)
             across = _centres(columns, log.device).expand_as(log)
             told = torch.stack((log, 4 * slope, down, across, view.wall, 8 * view.point[..., 2]), -1)
             return torch.cat((4 * paint, told), -1).permute(0, 3, 1, 2)
+
+    def _below(self, rows: int, device: torch.device) -> Tensor:
+        """How far below the horizon each row is, in half heights of the picture."""
+        return _centres(rows, device) + (1 - 2 * self.horizon)
 
 
 def _centres(count: int, device: torch.device) -> Tensor:

@@ -83,7 +83,9 @@ class Map(nn.Module):
     def __init__(self, latent_dim: int, grid: tuple[int, int], config: DynamicsConfig) -> None:
         super().__init__()
         self.grid = grid
-        self.surfaces = Surfaces(config.plan_size, config.paint_bits, config.tile, config.heights)
+        self.surfaces = Surfaces(
+            config.plan_size, config.paint_bits, config.tile, config.heights, config.horizon
+        )
         self.glance, self.gaze = Glance(latent_dim), Gaze()
 
     def seen(self, pose_F3: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from world_model.data.arena_map import arena_wad
+from world_model.data.arena_map import HEIGHT, arena_wad
 from world_model.data.vizdoom_source import DoomSetup, VizdoomSource
 from world_model.types import Action
 
@@ -61,6 +61,7 @@ def arena(sound: bool = True) -> VizdoomSource:
                 weapon=True,
                 labels=True,
                 variables=VARIABLES,
+                room_units=HEIGHT,
                 licence="Freedoom textures, sprites and sounds, BSD-3-Clause",
             )
         )

@@ -50,7 +50,7 @@ class DoomSetup:
     scenario: a file in ViZDoom's own folder of scenarios, or the path of a WAD. actions: each with the
     names of the ViZDoom buttons that it holds. hud and weapon: whether status bar and weapon are drawn.
     labels: whether observations tell the boxes of what is seen. variables: ViZDoom's names of the game
-    variables that observations tell, besides the pose. sound needs OpenAL.
+    variables that observations tell, besides the pose. sound needs OpenAL. room_units: from floor to ceiling.
     """
 
     name: str
@@ -63,6 +63,7 @@ class DoomSetup:
     weapon: bool = False
     labels: bool = False
     variables: tuple[str, ...] = ()
+    room_units: float = 128.0
     licence: str = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
 
     @property
@@ -87,6 +88,8 @@ class VizdoomSource:
         self.licence = setup.licence
         self.actions = tuple(action for action, _ in setup.actions)
         self.variables = setup.variables
+        self.room_units = setup.room_units
+        self.view_rows = VIEW_WITH_HUD if setup.hud else 160
         self._buttons = [[float(b in held) for b in setup.buttons] for _, held in setup.actions]
         self._phase = 0
         self._stream = np.zeros((0, 2), np.int16)
@@ -123,7 +126,7 @@ class VizdoomSource:
             reward=reward,
             phase=self._phase,
             depth=(state.depth_buffer[2::4, 2::4] * DEPTH_STEP + DEPTH_START).astype(np.float16),
-            clearance=_clearance(state.depth_buffer[: VIEW_WITH_HUD if self.setup.hud else None]),
+            clearance=_clearance(state.depth_buffer[: self.view_rows]),
             labels=_labels(state.labels) if self.setup.labels else (),
             variables=state.game_variables[3:].astype(np.int32) if self.variables else None,
         )

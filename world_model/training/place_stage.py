@@ -97,6 +97,8 @@ class PlaceStage:
         stand, depth = batch.stand.to(self.device), batch.depth.to(self.device)
         detail = self.place.map.detail(stand)
         out = self._painter.paint(detail.fine).float()
+        view = round(2 * x.shape[2] * min(0.5, self.place.map.surfaces.horizon))
+        out, x = out[:, :, :view], x[:, :, :view]  # below is a status bar, which no map shows
         painted = reconstruction_loss(out, x) + EDGE_WEIGHT * (laplacian(out) - laplacian(x)).abs().mean()
         walls = self._wall_loss(stand, depth)
         return painted + WALL_WEIGHT * walls, {"paint": painted.item(), "walls": walls.item()}
@@ -110,7 +112,7 @@ class PlaceStage:
         surfaces = self.place.map.surfaces
         steps = march_steps(stand.device)
         steps = steps + (steps.roll(-1) - steps).clamp(min=0) * torch.rand_like(steps)
-        horizon = depth[:, depth.shape[1] // 2]
+        horizon = depth[:, int(depth.shape[1] * surfaces.horizon)]
         left = horizon[..., None] - steps
         told = (left > -FREE).float()
         miss = surfaces.march(stand, steps, horizon.shape[1]) - left.clamp(-FREE, FREE)

@@ -65,6 +65,9 @@ TILE_UNITS, EYE_UNITS, ROOM_UNITS, PIXEL_ASPECT = 64.0, 41.0, 128.0, 1.2
 """Doom's period of textures, height of the eye and of a room in map units, and how much higher than wide its
 pixels are meant to be: a picture that ignores it shows everything so much taller."""
 
+PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
+"""Sound and a map's paint share the 16 MB of a world."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -206,8 +209,10 @@ class _Material:
 def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     """The config that fits a data set: its actions, its clock, the extent of its map."""
     header = episodes[0].header
-    source = make_source(header["source"])
+    source = make_source(header["source"], sound=False)
     actions = source.actions
+    room: float = getattr(source, "room_units", ROOM_UNITS)
+    view: float = getattr(source, "view_rows", episodes[0].frames.shape[1])
     source.close()
     sound = episodes[0].sound
     audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])
@@ -224,7 +229,9 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
         dynamics=dataclasses.replace(
             config.dynamics,
             tile=TILE_UNITS / scale,
-            heights=(-EYE_UNITS * up, (ROOM_UNITS - EYE_UNITS) * up),
+            heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
+            horizon=view / 2 / episodes[0].frames.shape[1],
+            paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
         tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
         pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
