@@ -32,7 +32,9 @@ POSE_ERROR = 0.0005
 """Standard deviation of the pose, in half extents. The detail is held to where the picture was taken: a dream
 that stands a little elsewhere must show that place sharply, not the blur of both."""
 TEXTURE_BLOCK = 8
-TEXTURE_FLOOR = 5e-4
+TEXTURE_SIZES = (1, 2, 4)
+"""How much smaller the pictures are whose energy counts: a near wall shows its texels many pixels wide."""
+TEXTURE_FLOOR = 1e-4
 """Energy, of pictures in [-1, 1], below which a block counts as smooth."""
 
 
@@ -157,9 +159,10 @@ def _last(x: Tensor) -> Tensor:
 
 
 def texture_loss(out_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Difference of the log energy of second differences along x and along y, in 8 x 8 blocks, at full and
-    half size: too smooth costs as much as too rough, and streaks must run the right way. Brightness and
-    colour count apart: grain is grey, and a coloured one would be the cheaper way to the same energy."""
+    """Difference of the log energy of second differences along x and along y, in 8 x 8 blocks, at full
+    size and smaller ones: too smooth costs as much as too rough, and streaks must run the right way.
+    Brightness and colour count apart: grain is grey, and a coloured one would be the cheaper way to the
+    same energy."""
     out, target = _opponent(out_BCHW), _opponent(target_BCHW)
     pairs = zip(_energies(out), _energies(target), strict=True)
     return torch.stack([(a - b).abs().mean() for a, b in pairs]).mean()
@@ -185,7 +188,7 @@ def _opponent(x_BCHW: Tensor) -> Tensor:
 
 def _energies(x_BCHW: Tensor) -> list[Tensor]:
     energies = []
-    for x in (x_BCHW, F.avg_pool2d(x_BCHW, 2)):
+    for x in (F.avg_pool2d(x_BCHW, size) for size in TEXTURE_SIZES):
         along_x = 2 * x[..., 1:-1] - x[..., :-2] - x[..., 2:]
         along_y = 2 * x[..., 1:-1, :] - x[..., :-2, :] - x[..., 2:, :]
         for bend in (along_x, along_y):

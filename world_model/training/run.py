@@ -211,8 +211,8 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     header = episodes[0].header
     source = make_source(header["source"], sound=False)
     actions = source.actions
-    room: float = getattr(source, "room_units", ROOM_UNITS)
-    view: float = getattr(source, "view_rows", episodes[0].frames.shape[1])
+    room = float(getattr(source, "room_units", None) or ROOM_UNITS)
+    view = float(getattr(source, "view_rows", None) or episodes[0].frames.shape[1])
     source.close()
     sound = episodes[0].sound
     audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])

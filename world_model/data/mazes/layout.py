@@ -43,7 +43,8 @@ class Layout:
 def is_held_out(seed: int) -> bool:
     """Whether the seed's map shows only walls with floors that training never combines.
 
-    That is every second seed of the test split. All other maps show none of these combinations.
+    That is every second seed of the test split. No region of another map has any of these combinations;
+    only where regions meet may one's wall stand on the other's floor.
     """
     return seed >= SPLITS["test"] and seed % 2 == 1
 
