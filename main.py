@@ -183,7 +183,9 @@ def bench(
 @app.command(epilog=EPILOGUE)
 def collect(
     out: Annotated[Path, typer.Option(help="The folder of the data set; an unfinished one goes on.")],
-    source: Annotated[str, typer.Option(help="rooms, arena, car_racing or gym:ENV_ID.")] = "rooms",
+    source: Annotated[
+        str, typer.Option(help="rooms, arena, mazes, mazes_small, car_racing or gym:ENV_ID.")
+    ] = "rooms",
     frames: Annotated[int, typer.Option(min=1, help="Training frames; held-out ones come on top.")] = 200_000,
     seed: Annotated[int, typer.Option(min=0, help="First episode's seed.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that play at once.")] = 2,
@@ -207,7 +209,7 @@ def train(
     run: Annotated[Path, typer.Option(help="The folder of the run; an unfinished one goes on.")],
     world: Annotated[str, typer.Option(help="The name of the new world.")] = "rooms",
     stage: Annotated[
-        str, typer.Option(help="tokenizer, place, trunk, head, rollout, decoder, codec, audio or all.")
+        str, typer.Option(help="tokenizer, place, align, trunk, head, rollout, decoder, codec, audio or all.")
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Or after so many steps a stage.")] = None,
