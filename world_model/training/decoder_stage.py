@@ -25,7 +25,7 @@ from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
 
-TEXTURE_WEIGHT = 0.4
+TEXTURE_WEIGHT = 0.7
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
 PATTERN_WEIGHT = 5.0
 POSE_ERROR = 0.0005
