@@ -299,9 +299,10 @@ def evaluate(
 def doctor() -> None:
     """Looks at this machine and says what to mend."""
     from game.doctor import examine, report
+    from game.speaker import default_device
     from game.window import sdl_driver
 
-    typer.echo(report(examine(sdl_driver)))
+    typer.echo(report(examine(sdl_driver, default_device)))
 
 
 def _load_world(name: str):  # type: ignore[no-untyped-def] # its type would cost the import of torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from game.machine import PACKAGES, cpu_model, usable_cores, versions
+from game.sound import CHANNELS, Pull, Sound, SpeakerError
+from game.speaker import Device
+
+SOUND_RATE = 22050
+SOUND_WAIT = 2.0
+"""Seconds within which a device must have asked for samples."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +28,15 @@ class Finding:
     remedy: str = ""
 
 
-def examine(window_driver: Callable[[], str]) -> list[Finding]:
-    """`window_driver` opens a window for a moment and returns SDL's driver, or raises."""
+def examine(window_driver: Callable[[], str], open_device: Callable[[Pull, int], Device]) -> list[Finding]:
+    """`window_driver` opens a window for a moment and returns SDL's driver, or raises; `open_device` is
+    that of `speaker.Speaker`."""
     return [
         _processor(),
         _versions(),
         _threads(),
         _display(window_driver),
+        _sound(open_device),
         _timer(),
         _sleep(),
         _gemm(),
@@ -75,6 +84,24 @@ def _display(window_driver: Callable[[], str]) -> Finding:
         return Finding("display", f"SDL driver {window_driver()}")
     except DisplayError as err:
         return Finding("display", "no window can be opened", str(err))
+
+
+def _sound(open_device: Callable[[Pull, int], Device]) -> Finding:
+    asked = threading.Event()
+
+    def pull(count: int) -> Sound:
+        asked.set()
+        return np.zeros((count, CHANNELS), np.int16)
+
+    try:
+        device = open_device(pull, SOUND_RATE)
+    except SpeakerError as err:
+        remedy = f"worlds with sound are played silently; to hear them: {err}"
+        return Finding("sound", "no device can be opened", remedy)
+    name, lively = type(device).__name__.removesuffix("Device"), asked.wait(SOUND_WAIT)
+    device.close()
+    remedy = "" if lively else "the device plays nothing: choose another one as the system's default"
+    return Finding("sound", f"{name}, {SOUND_RATE} Hz, {CHANNELS} channels", remedy)
 
 
 def _timer() -> Finding:

@@ -23,6 +23,8 @@ from game.players import RandomPlayer
 from game.recorder import record_rollout
 from game.replay import read_recording, render, replay, timeline
 from game.session import Session
+from game.sound import Pull, SpeakerError
+from game.speaker import Device
 from game.video import LiveFilm
 from game.window import Window, sdl_driver
 from stub_world import ACTIONS, FakeFront, FakeTime, StubWorld, press
@@ -269,13 +271,29 @@ def test_the_doctor_names_every_finding_and_remedy(monkeypatch: pytest.MonkeyPat
     def nothing() -> str:
         raise DisplayError("no window; set DISPLAY")
 
+    def no_device(pull: Pull, rate: int) -> Device:
+        raise SpeakerError("plug one in")
+
+    class MuteDevice:
+        def __init__(self, pull: Pull, rate: int) -> None: ...
+
+        def close(self) -> None: ...
+
+    class LivelyDevice(MuteDevice):
+        def __init__(self, pull: Pull, rate: int) -> None:
+            assert pull(10).shape == (10, 2)
+
     monkeypatch.setenv("OMP_NUM_THREADS", "999")
-    text = report(examine(nothing))
-    for name in ("processor", "versions", "threads", "display", "timer", "sleep", "arithmetic", "worlds"):
-        assert f" {name}" in text
+    monkeypatch.setattr("game.doctor.SOUND_WAIT", 0.01)
+    text = report(examine(nothing, no_device))
+    names = "processor versions threads display sound timer sleep arithmetic worlds"
+    assert all(f" {name}" in text for name in names.split())
     assert "-> no window; set DISPLAY" in text
     assert "-> unset OMP_NUM_THREADS" in text
-    assert "dummy" in report(examine(sdl_driver))
+    assert "to hear them: plug one in" in text
+    assert "the device plays nothing" in report(examine(sdl_driver, MuteDevice))
+    text = report(examine(sdl_driver, LivelyDevice))
+    assert "dummy" in text and "ok  sound       Lively, 22050 Hz" in text
 
 
 def test_replaying_twice_is_the_same(tmp_path: Path) -> None:
