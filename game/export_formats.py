@@ -31,8 +31,8 @@ def npz() -> Write:
 
 def lerobot() -> Write:
     """A LeRobotDataset with a row for each tick: observation.image (PNG, exact), action, next.reward,
-    next.done at the last tick, and observation.state (x, y, heading) where the game told it. The picture
-    that the last action led to is left out.
+    next.done at the last tick, observation.state (x, y, heading) where the game told it, and next.sound
+    (samples, channels) where it sounds. The picture that the last action led to is left out.
     """
     try:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -54,6 +54,10 @@ def lerobot() -> Write:
         if all(episode.pose is not None for episode in episodes):
             names = ["x", "y", "heading"]
             features["observation.state"] = {"dtype": "float32", "shape": (3,), "names": names}
+        sound = episodes[0].sound
+        if sound is not None and all(episode.sound is not None for episode in episodes):
+            names = ["sample", "channel"]
+            features["next.sound"] = {"dtype": "int16", "shape": sound.shape[1:], "names": names}
         fps = int(episodes[0].header["fps"])
         data = LeRobotDataset.create(f"reverie/{_plain(name)}", fps, features, root=folder, use_videos=False)
         for episode in episodes:
@@ -68,7 +72,7 @@ def lerobot() -> Write:
 
 
 def minari() -> Write:
-    """A Minari data set in `data`: pictures uncompressed, as they were.
+    """A Minari data set in `data`: pictures uncompressed, as they were; pose and sound among the infos.
 
     `minari.load_dataset(name)` opens it where MINARI_DATASETS_PATH is the folder that holds it.
     """
@@ -143,6 +147,8 @@ def _row(episode: Episode, t: int) -> dict[str, Any]:
     }
     if episode.pose is not None:
         row["observation.state"] = np.array(episode.pose[t], np.float32)
+    if episode.sound is not None:
+        row["next.sound"] = np.asarray(episode.sound[t])
     return row
 
 
@@ -154,8 +160,18 @@ def _steps(episode: Episode) -> dict[str, Any]:
         "rewards": list(episode.rewards.astype(np.float64)),
         "terminations": list(terminated),
         "truncations": list(truncated),
-        "infos": None if episode.pose is None else {"pose": episode.pose},
+        "infos": _infos(episode),
     }
+
+
+def _infos(episode: Episode) -> dict[str, Any] | None:
+    """What goes with each picture: the pose, and the sound that led to it (silence to the first)."""
+    infos: dict[str, Any] = {}
+    if episode.pose is not None:
+        infos["pose"] = episode.pose
+    if episode.sound is not None:
+        infos["sound"] = np.concatenate((np.zeros_like(episode.sound[:1]), episode.sound))
+    return infos or None
 
 
 def _ends(episode: Episode) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from game.session import Session
 from game.source_world import SourceWorld
 from stub_source import StubSource
 from stub_world import ACTIONS, StubWorld, hold, press
+from tiny import tiny_data
+from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.types import DataError, ReverieError
 
 
@@ -189,6 +192,16 @@ def _real_session(tmp_path: Path) -> Path:
     return tmp_path / "data" / "train"
 
 
+def _sounding(tmp_path: Path) -> Episode:
+    """An episode with sound, alone in a data set."""
+    tiny_data(tmp_path / "silent", episodes=1)
+    episode = read_episode(tmp_path / "silent" / "train" / "ep_0000000000")
+    sound = np.random.default_rng(0).integers(-9000, 9000, (len(episode), 20, 2)).astype(np.int16)
+    loud = replace(episode, sound=sound)
+    write_episode(tmp_path / "data" / "train" / "ep_0000000000", loud)
+    return loud
+
+
 def test_minari_opens_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minari = pytest.importorskip("minari")
     pytest.importorskip("h5py")
@@ -204,6 +217,30 @@ def test_minari_opens_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(episode.terminations, plain["terminated"])
         np.testing.assert_array_equal(episode.truncations, plain["truncated"])
         np.testing.assert_array_equal(episode.infos["pose"], plain["pose"])
+
+
+def test_minari_keeps_the_sound_beside_the_picture_it_led_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minari = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
+    episode = _sounding(tmp_path)
+    export(tmp_path / "data" / "train", "minari", tmp_path / "loud-v0", _load)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    infos = next(iter(minari.load_dataset("loud-v0"))).infos
+    np.testing.assert_array_equal(infos["sound"][1:], episode.sound)
+    assert not infos["sound"][0].any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lerobot_keeps_the_sound_of_each_tick(tmp_path: Path) -> None:
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    episode = _sounding(tmp_path)
+    export(tmp_path / "data" / "train", "lerobot", tmp_path / "loud", _load)
+    data = module.LeRobotDataset("reverie/loud", root=tmp_path / "loud")
+    assert episode.sound is not None
+    for t in (0, len(episode) - 1):
+        np.testing.assert_array_equal(data[t]["next.sound"].numpy(), episode.sound[t])
 
 
 @pytest.mark.filterwarnings("ignore")
