@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from game.history import ACTION
 from game.recorder import SessionLog, new_recording, picture_record
 from game.slots import run_lengths
 from world_model.files import write_atomic
@@ -35,8 +36,10 @@ class Stretch:
     scene: str | None
     state: Any
     picture: dict[str, int]
-    before: array[int]
-    """All actions from the start of the dream to this moment."""
+    timeline: array[int]
+    """Actions from the start of the dream on, shared by all stretches between two jumps in time: it grows."""
+    begins: int
+    """How many of them led to this moment."""
     jumped: bool
     """Whether time jumped here: it does not go on from the stretch before."""
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -48,11 +51,11 @@ class LastSeconds:
     def __init__(self, world: Any, seconds: int = SECONDS) -> None:
         self._world, self._wanted = world, seconds * FPS
         self._seed, self._scene = 0, None  # type: int, str | None
-        self._actions: array[int] = array("i")
+        self._actions: array[int] = array(ACTION)
         self._stretches: deque[Stretch] = deque(maxlen=STRETCHES)
 
     def start(self, seed: int, scene: str | None, actions: Sequence[int], frame: Frame) -> None:
-        self._seed, self._scene, self._actions = seed, scene, array("i", actions)
+        self._seed, self._scene, self._actions = seed, scene, array(ACTION, actions)
         self._begin(picture_record(frame), jumped=True)
 
     def tick(self, tick: int, action: int, frame: Frame) -> None:
@@ -63,7 +66,7 @@ class LastSeconds:
             self._begin(picture, jumped=False)
 
     def rewind(self, tick: int) -> None:
-        del self._actions[tick:]
+        self._actions = self._actions[:tick]  # a copy: earlier stretches keep the way they went
         self._begin({}, jumped=True)
 
     @property
@@ -103,8 +106,16 @@ class LastSeconds:
 
     def _begin(self, picture: dict[str, int], jumped: bool) -> None:
         """A stretch from the present moment on."""
-        state, before = self._world.snapshot(), self._actions[:]
-        self._stretches.append(Stretch(self._seed, self._scene, state, picture, before, jumped))
+        stretch = Stretch(
+            self._seed,
+            self._scene,
+            self._world.snapshot(),
+            picture,
+            self._actions,
+            len(self._actions),
+            jumped,
+        )
+        self._stretches.append(stretch)
         while self.ticks - len(self._stretches[0].records) >= self._wanted:
             self._stretches.popleft()
 
@@ -112,7 +123,7 @@ class LastSeconds:
         start = {
             "seed": stretch.seed,
             "scene": stretch.scene,
-            "actions": run_lengths(tuple(stretch.before)),
+            "actions": run_lengths(tuple(stretch.timeline[: stretch.begins])),
             "state": stretch.state.hash(),
         }
         if hasattr(self._world, "pack_state"):

@@ -16,6 +16,9 @@ from typing import Any
 
 from world_model.types import FPS, Frame
 
+ACTION = "H"
+"""Type code of an array of actions: they are kept from the start of a session on."""
+
 GRAIN = FPS
 """Ticks between fresh anchors."""
 
@@ -58,7 +61,7 @@ class History:
     def __init__(self, world: Any, budget: int = 120 << 20) -> None:
         self._world, self._budget = world, budget
         self._step = stepper(world)
-        self.actions: array[int] = array("i")
+        self.actions: array[int] = array(ACTION)
         self._anchors: dict[int, Anchor] = {}
         self._bytes = 0
         self.recent: deque[Frame] = deque(maxlen=RECENT)
@@ -81,7 +84,7 @@ class History:
 
     def begin(self, frame: Frame, actions: Sequence[int] = ()) -> None:
         """A new timeline whose present is the world's present, after `actions`."""
-        self.actions = array("i", actions)
+        self.actions = array(ACTION, actions)
         self._anchors.clear()
         self.recent.clear()
         self._bytes = 0
