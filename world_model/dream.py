@@ -303,6 +303,17 @@ class BatchDream:
         self._state = self.engine.tick(self._state, actions)
         return self._state
 
+    @property
+    def heard(self) -> NDArray[np.int16] | None:
+        """The sound of the present tick (B, samples, channels); None in a world without sound."""
+        assert self._state is not None, "reset comes first"
+        sound = self._state.sound
+        return None if sound is None else sound.samples.cpu().numpy()
+
+    def reseeded(self, seed: int) -> BatchDream:
+        """The same world with other chances."""
+        return type(self)(self.engine, self.name, seed)
+
     def context_predictions(
         self, obs: NDArray[np.uint8], act: NDArray[np.int64], phase: NDArray[np.int64]
     ) -> NDArray[np.uint8]:

@@ -39,6 +39,9 @@ ITEMS: Final = frozenset({"ArenaMedikit", "ArenaClip"})
 STATUS_BAR: Final = (0, 134, 256, 26)
 """x, y, width, height in pixels of the picture: ammunition, health, face."""
 
+FIELDS: Final = {"SELECTED_WEAPON_AMMO": (24, 136, 27, 14), "HEALTH": (55, 136, 27, 14)}
+"""Boxes of the status bar that show a number of up to three digits, flush right, by the variable shown."""
+
 FLASH: Final = (116, 66, 24, 24)
 """x, y, width, height of where the muzzle flashes."""
 

@@ -161,18 +161,24 @@ def false_alarms(data: HeldOut, means: RealMeans, stride: int = 25) -> dict[str,
 def real_rollouts(
     source: Source, means: RealMeans, count: int = 50, ticks: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The rule on the real game under the same wandering actions, from places drawn by seed."""
+    """The rule on the real game under the same wandering actions, from places drawn by seed.
+
+    A game that ends, as by the player's death, shows no more and is left out; `ended` counts those.
+    """
     names = [action.name for action in source.actions]
     verdicts = []
     for i in range(count):
         source.reset(SOURCE_SEED + i)
         meter = EndMeter(means, turning(names))
         for t, action in enumerate(wander(names, ticks, seed * 100_003 + i)):
-            image = source.step(int(action)).image
+            seen = source.step(int(action))
+            if seen.terminated or seen.truncated:
+                break
             if t >= ticks - LOOK_AROUND:
-                meter.add(image, int(action))
-        verdicts.append(meter.verdict())
-    return _rate(verdicts)
+                meter.add(seen.image, int(action))
+        else:
+            verdicts.append(meter.verdict())
+    return _rate(verdicts) | {"ended": count - len(verdicts)}
 
 
 def _judge(

@@ -90,6 +90,10 @@ def _sheets(result: Mapping[str, Any], folder: Path) -> list[str]:
             end = result["collapse"]
             caption = f"Last frames of {end['rollouts']} rollouts of {end['ticks']} ticks"
             parts.append(figure(folder / f"ends{suffix}", caption))
+    heard = (
+        "Sound of three windows, real above and dream below: the best, a middling and the worst by its bangs"
+    )
+    parts.append(figure(folder / "sounds.png", heard))
     return ["<h2>Sheets</h2>", *parts] if any(parts) else []
 
 

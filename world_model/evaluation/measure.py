@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from world_model.data.sources import make_source
 from world_model.evaluation import sheets
 from world_model.evaluation.collapse import collapse, false_alarms, real_means, real_rollouts
 from world_model.evaluation.control import control, delta_psnr, real_turns
+from world_model.evaluation.happenings import (
+    SCENERY,
+    ceiling,
+    diversity,
+    measure_happenings,
+    scenery_of,
+    train_probes,
+)
 from world_model.evaluation.plan import Plan
 from world_model.evaluation.probe import path_error, train_probe
 from world_model.evaluation.protocol import Clip, Dreamer
@@ -20,7 +29,7 @@ from world_model.evaluation.real import SourceDreamer
 from world_model.evaluation.realness import real_or_dream
 from world_model.evaluation.revisit import loop_closure, recall, retrace, turn
 from world_model.evaluation.rollout import one_tick, rollout
-from world_model.evaluation.walks import can_mirror, remembering, there_and_back, turn_clips
+from world_model.evaluation.walks import remembering, there_and_back, turn_clips
 from world_model.evaluation.windows import CONTEXT, HeldOut, windows
 from world_model.types import DataError, SourceError
 
@@ -108,18 +117,31 @@ def measure_memory(s: Setting) -> dict[str, Any]:
         result |= _real_closure(s, s.source, omitted)
     game = make_source(s.source)
     try:
+        turns: list[Clip] = []
+        walks: list[Clip] = []
         if plan.turns:
-            turns = turn_clips(game, plan.turns, seed=plan.seed)
-            result["turn"] = turn(s.dreamer, turns, plan.batch)
-        if plan.walks and can_mirror([a.name for a in game.actions]):
-            walks = there_and_back(game, plan.walks, plan.walk_ticks, seed=plan.seed)
-            result["recall"] = recall(s.dreamer, remembering(walks, game.phases))
-            result["retrace"] = retrace(s.dreamer, walks)
-        elif plan.walks:
-            omitted["walks there and back"] = "the source's actions cannot be undone"
+            turns = _played(partial(turn_clips, game, plan.turns, seed=plan.seed), "full turns", omitted)
+        if plan.walks:
+            play = partial(there_and_back, game, plan.walks, plan.walk_ticks, seed=plan.seed)
+            walks = _played(play, "walks there and back", omitted)
+        phases = game.phases
     finally:
         game.close()
+    if turns:
+        result["turn"] = turn(s.dreamer, turns, plan.batch)
+    if walks:
+        result["recall"] = recall(s.dreamer, remembering(walks, phases))
+        result["retrace"] = retrace(s.dreamer, walks)
     return result | {"omitted": omitted}
+
+
+def _played(play: Callable[[], list[Clip]], what: str, omitted: dict[str, str]) -> list[Clip]:
+    """What was played in the real game for a protocol; none, and why, where the game does not allow it."""
+    try:
+        return play()
+    except DataError as err:
+        omitted[what] = str(err)
+        return []
 
 
 def _real_closure(s: Setting, source: str, omitted: dict[str, str]) -> dict[str, Any]:
@@ -156,6 +178,26 @@ def measure_probe(s: Setting) -> dict[str, Any]:
     return {"probe": path_error(s.dreamer, train_probe(s.root, seed=plan.seed), clips, plan.batch)}
 
 
+def measure_events(s: Setting) -> dict[str, Any]:
+    """Only of sources of which it is known where things happen; needs training episodes for its probes."""
+    plan = s.plan
+    if not plan.event_windows or s.data.episodes[0].header.get("source") not in SCENERY:
+        return {}
+    scenery = scenery_of(s.data)
+    try:
+        probes = train_probes(s.root, scenery, plan.seed)
+    except DataError as err:
+        return {"omitted": {"events": str(err)}}
+    clips = windows(s.data, reach(s.data, plan.event_ticks), plan.event_windows, False, seed=plan.seed)
+    found = measure_happenings(s.dreamer, s.data, clips, probes, plan.batch, s.out / "sounds.png")
+    found["ceiling"] = ceiling(s.dreamer, s.data, clips)
+    result: dict[str, Any] = {"events": found}
+    if hasattr(s.dreamer, "reseeded"):
+        starts = windows(s.data, reach(s.data, 64), plan.branches, False, seed=plan.seed)
+        result["diversity"] = diversity(s.dreamer, starts, plan.batch)
+    return result
+
+
 MEASURES: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "one-tick": measure_one_tick,
     "rollout": measure_rollout,
@@ -164,6 +206,7 @@ MEASURES: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "memory": measure_memory,
     "real-or-dream": measure_realness,
     "probe": measure_probe,
+    "events": measure_events,
 }
 """By the names of `plan.PROTOCOLS`."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-PROTOCOLS = ("one-tick", "rollout", "control", "collapse", "memory", "real-or-dream", "probe")
+PROTOCOLS = ("one-tick", "rollout", "control", "collapse", "memory", "real-or-dream", "probe", "events")
 """In the order in which they are measured."""
 
 
@@ -28,6 +28,9 @@ class Plan:
     walk_ticks: int = 400
     realness_clips: int = 48
     probe_windows: int = 32
+    event_windows: int = 32
+    event_ticks: int = 256
+    branches: int = 16
     ablation_windows: int = 24
     ablation_ticks: int = 256
     batch: int = 16
@@ -50,6 +53,8 @@ FIGURES = Plan(
     walks=0,
     realness_clips=0,
     probe_windows=0,
+    event_windows=0,
+    branches=0,
 )
 """What decides whether a checkpoint replaces another, and no more."""
 QUICK = Plan(
@@ -66,6 +71,8 @@ QUICK = Plan(
     walks=0,
     realness_clips=0,
     probe_windows=0,
+    event_windows=0,
+    branches=0,
     ablation_windows=8,
     ablation_ticks=128,
 )
@@ -74,6 +81,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "memory": ("closures", "turns", "walks"),
     "real-or-dream": ("realness_clips",),
     "probe": ("probe_windows",),
+    "events": ("event_windows", "branches"),
 }
 """What a protocol counts, where a plan may leave it out."""
 

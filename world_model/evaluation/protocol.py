@@ -28,8 +28,10 @@ class Dreamer(Protocol):
     More methods are used where a dreamer has them: `context_predictions(obs, act, phase)`, uint8
     (B, T - 1, H, W, 3), the teacher-forced predictions of obs[:, 1:]; `reconstruct(obs)`, uint8
     (B, T, H, W, 3), what the decoder makes of real frames (the decode ceiling); `advance(act)`, a tick
-    that is not painted; and `reset_clips(clips)` in place of `reset`, for references that are told more
-    than a world is (the real game: the seed; persistence: the real frames).
+    that is not painted; `heard`, int16 (B, samples, channels), the sound of the present tick, None in a
+    world without; `reseeded(seed)`, the same world with other chances; and `reset_clips(clips)` in place of
+    `reset`, for references that are told more than a world is (the real game: the seed; persistence: the
+    real frames).
     """
 
     name: str
@@ -52,7 +54,8 @@ class Clip:
     (context + ticks - 1,). pose: (context + ticks, 3) or None. phase: clock position of actions[0].
     episode: the unit over which intervals are resampled. seed and history: what the source was reset
     with, and the actions (start,) from there to frames[0], so that the source can be played again; None
-    where it is not known.
+    where it is not known. sound: int16 (context + ticks - 1, samples, channels). labels, variables: as in
+    an episode, (context + ticks, ...). All three None where the episode has none.
     """
 
     frames: NDArray[np.uint8]
@@ -64,6 +67,9 @@ class Clip:
     start: int
     seed: int | None = None
     history: NDArray[Any] | None = None
+    sound: NDArray[np.int16] | None = None
+    labels: NDArray[np.int16] | None = None
+    variables: NDArray[np.int32] | None = None
 
     @property
     def ticks(self) -> int:

@@ -26,7 +26,7 @@ from world_model.types import DataError
 
 SCHEMA = 2
 INSTALL = 'plots and moving pictures need more packages: pip install "reverie[eval]"'
-PICTURES = ("strip_*.png", "film_*.gif", "plot_*.png", "windows.???", "ends.???")
+PICTURES = ("strip_*.png", "film_*.gif", "plot_*.png", "windows.???", "ends.???", "sounds.png")
 
 Say = Callable[[str], None]
 
@@ -63,7 +63,8 @@ def evaluate(
         began = perf_counter()
         found = MEASURES[name](setting)
         omitted = found.pop("omitted", {})
-        if omitted and not found and name in protocols:
+        if not found and name in protocols:
+            omitted = omitted or {name: f"there is nothing of it in {result['data']['source']}"}
             raise DataError("; ".join(f"{what} cannot be measured: {why}" for what, why in omitted.items()))
         result["omitted"] = result.get("omitted", {}) | omitted
         result |= found

@@ -39,7 +39,7 @@ def summary_tables(result: dict[str, Any]) -> list[Table]:
     for key, title in titles.items():
         if key in result:
             tables.append(_rollout(f"{title} ({len(result[key]['clips'])} windows)", result[key]))
-    tables += [*_memory(result), *_probe(result), *_remarks(result)]
+    tables += [*_memory(result), *_probe(result), *_events(result), *_remarks(result)]
     return [t for t in tables if t.rows or t.note]
 
 
@@ -183,6 +183,56 @@ def _probe(result: dict[str, Any]) -> Iterator[Table]:
             rows.append((k, *pair))
         title = "Imagined path, by a probe from picture to pose (medians, map units and degrees)"
         yield Table(title, ("Tick", "dream", "probe on real frames"), tuple(rows))
+
+
+def _events(result: dict[str, Any]) -> Iterator[Table]:
+    own = result.get("events")
+    if own:
+        count = f"{len(own['clips'])} windows of {own['ticks']} ticks"
+        yield Table(
+            f"What happens a minute ({count})", ("", "dream", "game", "as the game tells"), _rates(own)
+        )
+        yield Table("How it shows", ("Figure", "Value"), tuple(_shows(own)))
+        names = {"SELECTED_WEAPON_AMMO": "ammunition", "HEALTH": "health"}
+        digits = [(names.get(n, n), k, v) for n, ticks in own["digits"].items() for k, v in ticks.items()]
+        head = ("Digits", "Tick", "legible", "as in the game", "within 3", "the reader on real frames")
+        kinds = ("legible", "right", "within_3", "real_right")
+        rows = tuple((n, k, *(share(v[m]["mean"]) for m in kinds)) for n, k, v in digits)
+        yield Table("Numbers in the status bar", head, rows)
+    if "diversity" in result:
+        found = result["diversity"]
+        apart = ", ".join(f"{v['mean']:.1f} dB at tick {k}" for k, v in found["psnr"].items())
+        same = "repeats itself to the byte" if found["same_seed_repeats"] else "does not repeat itself"
+        text = f"Dreams of {found['seeds']} seeds from one start are alike to {apart}; the same seed {same}."
+        yield _note(text)
+
+
+def _rates(own: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    titles = {"kills": "kills", "health_lost": "health lost", "shots": "shots"}
+    who = ("dream", "real", "told")
+    return tuple((title, *(f"{own['rates'][w][k]:.1f}" for w in who)) for k, title in titles.items())
+
+
+def _shows(own: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, key in (("flashes", "flash_f1"), ("bangs", "bang_f1")):
+        f1 = own.get(key) or own.get("sound", {}).get(key)
+        if f1:
+            counts = f"{f1['dream']} dreamed, {f1['real']} real"
+            yield f"{name}, F1 within a tick", f"{f1['f1']:.2f} ({counts})"
+    counted = own["rates"]
+    pair = [share(counted[w]["counted_down_by_one"]) for w in ("dream", "real")]
+    yield "ammunition falls by one, of all falls", f"{pair[0]} (game {pair[1]})"
+    if "sound" in own:
+        offset = own["sound"]["flash_to_bang"]
+        yield "from flash to bang", f"{offset['dream']} ticks (game {offset['real']})"
+        for kind, title in (("dream", "sound"), ("silence", "silence"), ("shuffled", "shuffled ticks")):
+            yield f"{title} to the real sound, log-mel", interval(own["sound"]["log_mel"][kind], " dB")
+    names = {"living": "monsters", "items": "items", "bar": "status bar", "picture": "whole picture"}
+    for part, title in names.items():
+        if own["ceiling"].get(part):
+            yield f"decode ceiling, {title}", interval(own["ceiling"][part], " dB")
+        for k, v in own["boxes"][part].items():
+            yield f"{title}, tick {k}", interval(v, " dB")
 
 
 def _remarks(result: dict[str, Any]) -> Iterator[Table]:

@@ -34,6 +34,10 @@ GATHERING = 8
 NEEDED = ("idle", "forward", "back", "left", "right")
 
 
+class EndedError(DataError):
+    """The game ended in mid-walk."""
+
+
 def can_mirror(names: Sequence[str]) -> bool:
     """Whether a game's actions can be undone by others."""
     return set(NEEDED) <= set(names)
@@ -60,13 +64,20 @@ def there_and_back(
     The context stands idle. The walk keeps clear of walls where the source tells what is near; even so
     the game need not return exactly, so of `CANDIDATES` times as many walks those are taken in which the
     real game is back for most ticks (no dream is asked). Raises DataError for a source whose actions
-    cannot be undone.
+    cannot be undone, and where too few walks end as they should.
     """
     names = [a.name for a in source.actions]
     if not can_mirror(names):
         raise DataError(f"{source.name} cannot be walked backwards: it lacks one of {', '.join(NEEDED)}")
     seeds = range(FIRST_SEED + seed, FIRST_SEED + seed + CANDIDATES * count)
-    walks = [_there_and_back(source, names, ticks, context, s) for s in seeds]
+    walks, ended = [], 0
+    for each in seeds:
+        try:
+            walks.append(_there_and_back(source, names, ticks, context, each))
+        except EndedError:
+            ended += 1
+    if len(walks) < count:
+        raise DataError(f"the game ended during {ended} of {len(seeds)} walks of {ticks} ticks and back")
     comes_back = [sum(seen_at(w, ticks + PAUSE, k)[1] for k in range(1, ticks + 1)) for w in walks]
     best = sorted(range(len(walks)), key=lambda i: -comes_back[i])[:count]
     return [walks[i] for i in sorted(best)]
@@ -223,7 +234,7 @@ def _turn_clip(source: Source, seed: int, context: int, left: int, idle: int) ->
 def clip_of(observations: list[Observation], actions: Ints, context: int, seed: int) -> Clip:
     """A clip of what a source showed from its reset with `seed` on. Raises DataError where it ended."""
     if any(o.terminated or o.truncated for o in observations):
-        raise DataError(f"the game ended during the walk of seed {seed}; ask for shorter ones")
+        raise EndedError(f"the game ended during the walk of seed {seed}; ask for shorter ones")
     poses = [o.pose for o in observations]
     return Clip(
         frames=np.stack([o.image for o in observations]),

@@ -21,12 +21,16 @@ def kind(name: str) -> str:
     """Whether an action turns on the spot, walks, or does something else, by its name."""
     if "forward" in name or name in ("up", "gas"):
         return "walk"
-    return "turn" if "left" in name or "right" in name else "other"
+    return "turn" if _turns(name) else "other"
 
 
 def turning(names: Sequence[str]) -> list[int]:
     """Indices of the actions that turn the view, walking or not."""
-    return [i for i, name in enumerate(names) if "left" in name or "right" in name]
+    return [i for i, name in enumerate(names) if _turns(name)]
+
+
+def _turns(name: str) -> bool:
+    return ("left" in name or "right" in name) and not name.startswith("strafe")
 
 
 def named(names: Sequence[str], wanted: str) -> int | None:

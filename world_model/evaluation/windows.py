@@ -157,4 +157,7 @@ def _clip(data: HeldOut, index: int, start: int, context: int, ticks: int) -> Cl
         start=start,
         seed=episode.header.get("seed"),
         history=np.asarray(episode.actions[:start], np.int64),
+        sound=None if episode.sound is None else episode.sound[start : stop - 1],
+        labels=None if episode.labels is None else episode.labels[start:stop],
+        variables=None if episode.variables is None else episode.variables[start:stop],
     )
