@@ -288,7 +288,7 @@ def test_a_world_whose_audio_part_is_broken_is_refused(folder: Path, tmp_path: P
 def test_the_stages_teach_a_world_to_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from world_model.training import run as running
 
-    data = tiny_data(tmp_path / "data", episodes=2)
+    data = tiny_data(tmp_path / "data", episodes=2, ticks=60)
     for split in ("train", "val"):
         for path in list_episodes(data, split):
             episode = read_episode(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tiny import tiny_data
 from world_model.data import collect as collecting
 from world_model.data.collect import CollectConfig, collect, coverage_report, record_episode
-from world_model.data.dataset import FrameSampler, LatentDataset, Prefetcher, load_split
+from world_model.data.dataset import FrameSampler, LatentDataset, Prefetcher, lively, load_split
 from world_model.data.episodes import SPLITS, list_episodes, read_episode, write_episode
 from world_model.data.gym_source import fit_picture
 from world_model.data.policies import Walker
@@ -160,6 +161,21 @@ def test_frame_crops_keep_to_the_grid(tmp_path: Path) -> None:
     episodes = load_split(tiny_data(tmp_path), "train")
     crops = FrameSampler(episodes)(np.random.default_rng(0), 8, (16, 32))
     assert crops.shape == (8, 16, 32, 3)
+
+
+def test_lively_is_what_lies_in_boxes_and_the_status_bar(tmp_path: Path) -> None:
+    episode = load_split(tiny_data(tmp_path), "train")[0]
+    assert not lively(episode, 3).any()
+    labels = np.zeros((len(episode.frames), 2, 5), np.int16)
+    labels[3, 0] = [1, -2, 4, 6, 8]
+    mask = lively(replace(episode, labels=labels), 3, view=28)
+    wanted = np.zeros(mask.shape, bool)
+    wanted[4:12, :4] = wanted[28:] = True
+    np.testing.assert_array_equal(mask, wanted)
+    frames, masks = FrameSampler([replace(episode, labels=np.repeat(labels[3:4], len(labels), 0))]).lively(
+        np.random.default_rng(0), 16, (16, 32), 28
+    )
+    assert frames.shape == (16, 16, 32, 3) and set(masks.sum((1, 2)).tolist()) <= {0, 32, 4 * 32}
 
 
 def test_clips_are_aligned_and_keyframes_come_from_the_past(tmp_path: Path) -> None:

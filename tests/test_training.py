@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,10 @@ import torch
 from tiny import TINY, tiny_data
 from world_model import load_world
 from world_model.checkpoint import load_training, write_json
+from world_model.data.dataset import cached_latents, load_split
+from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
+from world_model.dream import WorldModel
+from world_model.tokenizer import Tokenizer, reconstruction_loss
 from world_model.training import preview as previewing
 from world_model.training import publish as publishing
 from world_model.training import tokenizer_stage
@@ -21,7 +28,9 @@ from world_model.training.card import add_scores, sparkline
 from world_model.training.decoder_stage import drawing, pattern_loss, texture_loss
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
-from world_model.training.run import ORDER, TrainConfig, load_run, train
+from world_model.training.preview import RolloutPreview
+from world_model.training.run import ORDER, TrainConfig, describe_world, load_run, train
+from world_model.training.tokenizer_stage import lively_loss
 from world_model.types import DataError
 
 
@@ -38,6 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     small = {k: replace(v, ticks=8, batch_size=2, context=2) for k, v in dynamics_stage.STAGES.items()}
     monkeypatch.setattr(dynamics_stage, "STAGES", small)
     monkeypatch.setattr("world_model.training.run.STAGES", small)
+    monkeypatch.setattr("world_model.training.run.MIN_TICKS", 20)
     folder = tmp_path / "run"
     folder.mkdir()
     write_json(folder / "world.json", TINY.to_json())
@@ -110,17 +120,25 @@ def _train_until(config: TrainConfig, stop_at: int) -> None:
 
 
 def test_a_stage_learns(run: TrainConfig) -> None:
-    from dataclasses import replace
-
-    from world_model.data.dataset import load_split
     from world_model.training.tokenizer_stage import TokenizerStage
 
     episodes = load_split(run.data, "train")
-    stage = TokenizerStage(TINY.tokenizer, episodes, episodes, "cpu", batch_size=8)
+    stage = TokenizerStage(Tokenizer(TINY.tokenizer), episodes, episodes, "cpu", batch_size=8)
     before = stage.preview(run.run / "before.png")["psnr"]
     config = StageConfig(steps=150, lr=3e-3, muon_lr=0.02, preview_seconds=1e9)
     Trainer(stage, config, replace(run, run=run.run / "learn").run).run(quiet)
     assert stage.preview(run.run / "after.png")["psnr"] > before + 3
+
+
+def test_what_is_lively_counts_by_itself() -> None:
+    x, mask = torch.zeros(2, 3, 32, 64), np.zeros((2, 32, 64), bool)
+    out = x.clone()
+    out[1, :, 4:12, 8:24] = 0.5
+    assert lively_loss(out, x, mask) == 0
+    mask[1, 20:24, 8:24] = True
+    assert lively_loss(out, x, mask) == 0, "the miss lies elsewhere"
+    mask[1, 4:12, 8:24] = True
+    assert lively_loss(out, x, mask) > 5 * reconstruction_loss(out, x)
 
 
 def test_dynamics_without_a_tokenizer_say_what_to_do(run: TrainConfig) -> None:
@@ -185,12 +203,90 @@ def test_a_run_can_begin_with_the_weights_of_another(run: TrainConfig, tmp_path:
     again.run.mkdir()
     write_json(again.run / "world.json", TINY.to_json())
     train(again, quiet)
-    old, _ = load_training(run.run / "place.safetensors")
-    new, _ = load_training(again.run / "place.safetensors")
-    for name, value in old.items():
-        if name.startswith("average/"):
-            begun = new[name.replace("average/", "model/")]  # one step later, at the rate of a warm-up
-            torch.testing.assert_close(begun, value, rtol=0, atol=2e-3)
+    for stage in again.stages:
+        old, _ = load_training(run.run / f"{stage}.safetensors")
+        new, _ = load_training(again.run / f"{stage}.safetensors")
+        for name, value in old.items():
+            if name.startswith("average/"):
+                begun = new[name.replace("average/", "model/")]  # one step later, at the rate of a warm-up
+                torch.testing.assert_close(begun, value, rtol=0, atol=2e-3)
+
+
+def test_ctrl_c_stops_all_stages_and_the_same_command_goes_on(run: TrainConfig) -> None:
+    told: list[str] = []
+
+    def interrupt(line: str) -> None:
+        told.append(line)
+        if line.startswith("tokenizer 1 "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train(run, interrupt)
+    assert told[-1].startswith("stopped")
+    assert {p.stem for p in run.run.glob("*.safetensors")} == {"tokenizer"}
+    with pytest.raises(DataError, match="train --stage place first"):
+        publishing.publish(run.run, run.data, run.run / "world")
+    train(run, quiet)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER)
+
+
+def test_short_episodes_are_left_out(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    for i in range(2):
+        folder = run.data / "train" / f"ep_99{i}"
+        write_episode(folder, _first(read_episode(run.data / "train" / "ep_0000000000"), 12 * i))
+    train(replace(run, stages=("tokenizer", "trunk")), told.append)
+    assert "2 episodes of train have fewer than 20 ticks: left out" in told
+    monkeypatch.setattr("world_model.training.run.MIN_TICKS", 41)
+    with pytest.raises(DataError, match="collect longer ones"):
+        train(run, quiet)
+
+
+def test_a_preview_goes_as_far_as_the_longest_episode(
+    run: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = [_first(e, n) for e, n in zip(load_split(run.data, "val"), (3, 20, 22), strict=True)]
+    monkeypatch.setattr(previewing, "TICKS", (1, 16, 18))
+    scores = RolloutPreview(episodes, count=2)(WorldModel(TINY), run.run / "strip.png")
+    assert set(scores) >= {"gain1", "gain16"} and "gain18" not in scores
+
+
+def _first(episode: Episode, ticks: int) -> Episode:
+    """The first ticks of an episode."""
+    later = {"frames", "pose", "depth"}
+    arrays = {
+        name: np.asarray(value)[: ticks + (name in later)]
+        for name, value in vars(episode).items()
+        if isinstance(value, np.ndarray)
+    }
+    return replace(episode, **arrays)
+
+
+def test_a_source_with_a_map_for_every_seed_has_no_map_in_the_weights(run: TrainConfig) -> None:
+    pytest.importorskip("vizdoom")
+    episode = load_split(run.data, "train")[0]
+    assert describe_world("rooms", [episode]).dynamics.pose
+    mazes = replace(episode, header=episode.header | {"description": "a dim brick maze"})
+    assert not describe_world("mazes", [mazes]).dynamics.pose
+
+
+def test_data_that_is_collected_again_is_encoded_again(tmp_path: Path) -> None:
+    folders = list_episodes(tiny_data(tmp_path / "data"), "train")
+    episodes = load_split(tmp_path / "data", "train")
+    encoded: list[int] = []
+
+    def encode(frames: np.ndarray) -> np.ndarray:
+        encoded.append(len(frames))
+        return np.zeros((len(frames), 1), np.float16)
+
+    for _ in range(2):
+        cached_latents(episodes, folders, tmp_path / "cache", "key", encode)
+    assert len(encoded) == len(episodes)
+    for folder, episode in zip(folders, episodes, strict=True):
+        frames = np.array(episode.frames)
+        shutil.rmtree(folder)
+        write_episode(folder, replace(episode, frames=frames))
+    cached_latents(episodes, folders, tmp_path / "cache", "key", encode)
+    assert len(encoded) == 2 * len(episodes)
 
 
 def test_entries_of_a_table_learn_at_their_own_rate() -> None:

@@ -188,7 +188,7 @@ def in_window(ticks: int, ms: float, paced: bool = True) -> dict[str, Any]:
 
 
 def _kept(loop: Loop) -> list[float]:
-    """The longest way of each tick from a key to the picture, ms: of one pressed just after the poll before."""
+    """The longest way of each tick from key to picture, ms: of a key pressed just after the poll before."""
     kept: list[float] = []
     add = loop.latency.add
 

@@ -121,6 +121,12 @@ class WorldConfig:
         return data
 
 
+def view_rows(config: WorldConfig) -> int | None:
+    """Rows of the picture above its status bar; None where it has none."""
+    rows = round(2 * config.tokenizer.height * config.dynamics.horizon)
+    return rows if rows < config.tokenizer.height else None
+
+
 def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
     """The inverse of `to_json`. Raises WorldError that names an unknown, missing or mistyped entry."""
     try:

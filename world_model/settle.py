@@ -37,6 +37,9 @@ END_LOOKS = (0, 1, 2, 4, 6, 9)
 END_ROUNDS = 4
 UNIT = (0.03, 0.03, 0.06)
 """What an aligner's output of one means: half extents, and radians."""
+SIGHTS = 32
+"""Frames whose sight makes a guess: all of a usual context, and no more of a long one, or no room is left for
+the other guesses."""
 SETTLED = 1e-5
 """Variance of a settled pose."""
 
@@ -223,7 +226,7 @@ def _guesses(
         walked.append(compose(walked[-1], after.motion))
     sighted = [
         compose(model.localizer(z_BTChw[:, t]).pose, motion_between(walked[t], walked[first]))
-        for t in range(z_BTChw.shape[1])
+        for t in _spread(z_BTChw.shape[1], SIGHTS)
     ]
     said = torch.stack((path[first].pose, *sighted), 1)
     device, count = said.device, said.shape[1]

@@ -36,16 +36,40 @@ class FrameSampler:
         self._ends = np.cumsum([len(e.frames) for e in episodes])
 
     def __call__(self, rng: np.random.Generator, batch: int, crop: tuple[int, int]) -> NDArray[np.uint8]:
-        picks = rng.integers(0, self._ends[-1], batch)
-        return np.stack([self._crop(rng, int(i), crop) for i in picks])
+        return self.lively(rng, batch, crop)[0]
 
-    def _crop(self, rng: np.random.Generator, index: int, crop: tuple[int, int]) -> NDArray[np.uint8]:
+    def lively(
+        self, rng: np.random.Generator, batch: int, crop: tuple[int, int], view: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The crops, and where in them `lively` is (B, h, w)."""
+        picks = rng.integers(0, self._ends[-1], batch)
+        pairs = [self._crop(rng, int(i), crop, view) for i in picks]
+        return np.stack([frame for frame, _ in pairs]), np.stack([mask for _, mask in pairs])
+
+    def _crop(
+        self, rng: np.random.Generator, index: int, crop: tuple[int, int], view: int | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         which = int(np.searchsorted(self._ends, index, side="right"))
-        frame = self._episodes[which].frames[index - (self._ends[which - 1] if which else 0)]
+        tick = int(index - (self._ends[which - 1] if which else 0))
+        frame, mask = self._episodes[which].frames[tick], lively(self._episodes[which], tick, view)
         top, left = (
             16 * int(rng.integers(0, (s - c) // 16 + 1)) for s, c in zip(frame.shape, crop, strict=False)
         )
-        return frame[top : top + crop[0], left : left + crop[1]]
+        part = slice(top, top + crop[0]), slice(left, left + crop[1])
+        return frame[part], mask[part]
+
+
+def lively(episode: Episode, tick: int, view: int | None = None) -> NDArray[np.bool_]:
+    """(H, W), True within the boxes of the things that a frame shows, where the episode tells them, and in
+    the rows of a status bar from `view` on."""
+    mask = np.zeros(episode.frames.shape[1:3], bool)
+    if view is not None:
+        mask[view:] = True
+    if episode.labels is not None:
+        for kind, x, y, width, height in np.asarray(episode.labels[tick]).tolist():
+            if kind:
+                mask[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
+    return mask
 
 
 @dataclass(frozen=True)
@@ -179,8 +203,9 @@ def cached_latents(
     encode: Callable[[NDArray[np.uint8]], NDArray[np.float16]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[NDArray[np.float16]]:
-    """Latents (T + 1, C, h, w) of each episode, encoded once and kept in `cache` under `key`."""
-    digest = hashlib.sha256(json.dumps([key, [f.name for f in folders]]).encode()).hexdigest()[:12]
+    """Latents (T + 1, C, h, w) of each episode, encoded once and kept in `cache` under `key` and what tells
+    these files from others of the same names: data that is collected again is encoded again."""
+    digest = hashlib.sha256(json.dumps([key, [_identity(f) for f in folders]]).encode()).hexdigest()[:12]
     folder = cache / f"latents-{folders[0].parent.name}-{digest}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,6 +221,11 @@ def cached_latents(
         return result
     except OSError as err:
         raise DataError(f"cannot write latents to {folder}: {err.strerror}; free some space") from err
+
+
+def _identity(folder: Path) -> list[str | int]:
+    frames = (folder / "frames.npy").stat()
+    return [folder.name, frames.st_size, frames.st_mtime_ns]
 
 
 class Prefetcher(Generic[T]):

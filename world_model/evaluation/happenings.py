@@ -105,9 +105,7 @@ def scenery_of(data: HeldOut) -> Scenery:
     return SCENERY[source]
 
 
-def train_probes(
-    root: Path, scenery: Scenery, seed: int = 0, steps: tuple[int, int] = (600, 1200)
-) -> Probes:
+def train_probes(root: Path, scenery: Scenery, seed: int = 0, steps: tuple[int, int] = (600, 1200)) -> Probes:
     """Both probes, on the training split of `root`, so many `steps` for digits and for kills.
 
     Raises DataError when it tells no variables.

@@ -16,14 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.data.dataset import Clips, LatentDataset
+from world_model.config import view_rows
+from world_model.data.dataset import Clips, LatentDataset, lively
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
 from world_model.map import Detail
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
 from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.preview import RolloutPreview
-from world_model.training.tokenizer_stage import LATENT_NOISE, TokenizerPreview
+from world_model.training.tokenizer_stage import (
+    LATENT_NOISE,
+    LIVELY_WEIGHT,
+    TokenizerPreview,
+    lively_loss,
+)
 
 TEXTURE_WEIGHT = 0.7
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
@@ -40,11 +46,13 @@ TEXTURE_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Clips, the ticks (B, N) that are decoded, and the real frames uint8 (B * N, H, W, 3) at them."""
+    """Clips, the ticks (B, N) that are decoded, the real frames uint8 (B * N, H, W, 3) at them, and where
+    in these it is `lively` (B * N, H, W)."""
 
     clips: Clips
     ticks: Tensor
     frames: NDArray[np.uint8]
+    lively: NDArray[np.bool_]
 
 
 def drawing(world: WorldModel) -> nn.ModuleDict:
@@ -87,12 +95,18 @@ class DecoderStage:
         keyframes = self._world.config.dynamics.retrieved
         clips = self._data.clips(places, self._clip_ticks, keyframes, rng)
         ticks = rng.integers(4, self._clip_ticks, (self._batch_size, self._per_clip))
-        frames = [
-            self._data.episodes[i].frames[start + 1 + t]
+        shown = [
+            (self._data.episodes[i], int(start + 1 + t))
             for (i, start), row in zip(places, ticks, strict=True)
             for t in row
         ]
-        return DecoderBatch(clips, torch.from_numpy(ticks), np.stack(frames))
+        view = view_rows(self._world.config)
+        return DecoderBatch(
+            clips,
+            torch.from_numpy(ticks),
+            np.stack([e.frames[t] for e, t in shown]),
+            np.stack([lively(e, t, view) for e, t in shown]),
+        )
 
     def loss(self, batch: DecoderBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         clips = batch.clips.to(self.device)
@@ -113,6 +127,7 @@ class DecoderStage:
         loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
         loss = loss + PATTERN_WEIGHT * pattern_loss(out, target)
         loss = loss + 0.5 * reconstruction_loss(alone, x)
+        loss = loss + LIVELY_WEIGHT * lively_loss(out, target, np.concatenate((batch.lively, batch.lively)))
         energy = laplacian(out).square().mean() / laplacian(target).square().mean()
         miss = (out - target).square().mean((1, 2, 3)).chunk(2)
         metrics = {"still": miss[0].mean().item(), "dreamed": miss[1].mean().item()}
@@ -145,7 +160,7 @@ class DecoderStage:
         retrieved = Retrieved(clips.past, clips.past_age, pose)
         z, step = clips.z[:, :-1], own_steps(dynamics, clips)
         sampled, real = z, 4
-        if bool(torch.rand(()) < 0.5):
+        if dynamics.place is not None and bool(torch.rand(()) < 0.5):
             z, real = torch.cat((z[:, :1], step.seen[:, :-1, : z.shape[2]]), 1), 1
         for _ in range(2):
             out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
@@ -188,7 +203,9 @@ def _opponent(x_BCHW: Tensor) -> Tensor:
 
 def _energies(x_BCHW: Tensor) -> list[Tensor]:
     energies = []
-    for x in (F.avg_pool2d(x_BCHW, size) for size in TEXTURE_SIZES):
+    side = min(x_BCHW.shape[2:])
+    sizes = [size for size in TEXTURE_SIZES if side // size >= TEXTURE_BLOCK + 2]
+    for x in (F.avg_pool2d(x_BCHW, size) for size in sizes):
         along_x = 2 * x[..., 1:-1] - x[..., :-2] - x[..., 2:]
         along_y = 2 * x[..., 1:-1, :] - x[..., :-2, :] - x[..., 2:, :]
         for bend in (along_x, along_y):

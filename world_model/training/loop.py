@@ -85,8 +85,8 @@ class Trainer(Generic[Batch]):
         if self.path.exists():
             self._resume()
 
-    def run(self, say: Callable[[str], None] = print) -> None:
-        """Trains to the end of the budget. A first Ctrl-C or SIGTERM saves and returns."""
+    def run(self, say: Callable[[str], None] = print) -> bool:
+        """Trains to the end of the budget: True. A first Ctrl-C or SIGTERM saves and returns False."""
         stop = _StopSignal()
         batches = Prefetcher(
             lambda rng: self.stage.batch(rng, self.done), self.config.seed, self.progress.step
@@ -114,6 +114,7 @@ class Trainer(Generic[Batch]):
             stop.restore()
         self.save()
         self._preview(say)
+        return self.done >= 1.0
 
     @property
     def done(self) -> float:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.data.dataset import LatentDataset, action_history
+from world_model.config import view_rows
+from world_model.data.dataset import LatentDataset, action_history, lively
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
 from world_model.field import FREE, march_steps
@@ -36,7 +37,8 @@ WALL_WEIGHT, EDGE_WEIGHT = 20.0, 0.1
 @dataclass(frozen=True)
 class PlaceBatch:
     """z (F, C, h, w) with pose (F, 3) of single frames; pictures uint8 (P, H, W, 3) with stand (P, 3), the
-    poses they were taken from, and depth (P, 4 h, 4 w) in half extents; tracks (S, T + 2, 3) of poses, one
+    poses they were taken from, depth (P, 4 h, 4 w) in half extents, and where things stand before the map
+    (P, H, W); tracks (S, T + 2, 3) of poses, one
     before the start, with act, phase (S, T) and history (S, HISTORY)."""
 
     z: Tensor
@@ -44,6 +46,7 @@ class PlaceBatch:
     pictures: NDArray[np.uint8]
     stand: Tensor
     depth: Tensor
+    lively: NDArray[np.bool_]
     tracks: Tensor
     act: Tensor
     phase: Tensor
@@ -76,7 +79,8 @@ class PlaceStage:
         )
 
     def batch(self, rng: np.random.Generator, done: float) -> PlaceBatch:
-        return _draw(self._data, self._poses, rng, FRAMES, PICTURES, SEQUENCES)
+        view = view_rows(self._world.config)
+        return _draw(self._data, self._poses, rng, FRAMES, PICTURES, SEQUENCES, view)
 
     def loss(self, batch: PlaceBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         z, pose = batch.z.to(self.device), batch.pose.to(self.device)
@@ -97,8 +101,8 @@ class PlaceStage:
         stand, depth = batch.stand.to(self.device), batch.depth.to(self.device)
         detail = self.place.map.detail(stand)
         out = self._painter.paint(detail.fine).float()
-        view = round(2 * x.shape[2] * min(0.5, self.place.map.surfaces.horizon))
-        out, x = out[:, :, :view], x[:, :, :view]  # below is a status bar, which no map shows
+        covered = torch.from_numpy(batch.lively).to(self.device)[:, None]
+        out = torch.where(covered, x, out)  # what moves is not the map's, nor is a status bar
         painted = reconstruction_loss(out, x) + EDGE_WEIGHT * (laplacian(out) - laplacian(x)).abs().mean()
         walls = self._wall_loss(stand, depth)
         return painted + WALL_WEIGHT * walls, {"paint": painted.item(), "walls": walls.item()}
@@ -200,6 +204,7 @@ def _draw(
     frames: int,
     pictures: int,
     sequences: int,
+    view: int | None = None,
     ticks: int = TICKS,
 ) -> PlaceBatch:
     lengths = np.array([len(e) for e in data.episodes])
@@ -217,6 +222,7 @@ def _draw(
         np.stack([e.frames[t] for e, t in shown]),
         torch.from_numpy(pose[:pictures]),
         torch.from_numpy(np.stack([data.depth(e, t) for e, t in shown])),
+        np.stack([lively(e, t, view) for e, t in shown]),
         torch.from_numpy(np.stack([poses[i][s - 1 : s + ticks + 1] for i, s in pairs])),
         torch.from_numpy(
             np.stack([data.episodes[i].actions[s : s + ticks] for i, s in pairs]).astype(np.int64)

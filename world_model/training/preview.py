@@ -20,8 +20,12 @@ class RolloutPreview:
     """Windows of held-out episodes in which the player moves, fixed for a run."""
 
     def __init__(self, episodes: list[Episode], count: int = 12, seed: int = 0) -> None:
+        """Of the episodes that are long enough for TICKS, or else of the longest, as far as it goes."""
         rng = np.random.default_rng(seed)
-        length = CONTEXT + max(TICKS)
+        longest = max(map(len, episodes))
+        self._ticks = [k for k in TICKS if CONTEXT + k < longest]
+        length = CONTEXT + max(self._ticks)
+        episodes = [e for e in episodes if len(e) > length]
         self._windows = [_moving_window(episodes[i % len(episodes)], length, rng) for i in range(count)]
 
     def __call__(self, world: WorldModel, path: Path) -> dict[str, float]:
@@ -30,14 +34,15 @@ class RolloutPreview:
         world.eval()
         dream = BatchDream(DreamEngine(world, torch.bfloat16))
         obs = np.stack([e.frames[s : s + CONTEXT] for e, s in self._windows])
-        act = np.stack([e.actions[s : s + CONTEXT + max(TICKS)] for e, s in self._windows]).astype(np.int64)
+        last = max(self._ticks)
+        act = np.stack([e.actions[s : s + CONTEXT + last] for e, s in self._windows]).astype(np.int64)
         phase = np.array([e.phases[s] for e, s in self._windows], np.int64)
         dream.reset(obs, act[:, : CONTEXT - 1], phase)
         scores: dict[str, float] = {}
         rows: list[list[np.ndarray]] = [[] for _ in range(2 * min(6, len(self._windows)))]
-        for tick in range(1, max(TICKS) + 1):
+        for tick in range(1, last + 1):
             images = dream.step(act[:, CONTEXT + tick - 2])
-            if tick not in TICKS:
+            if tick not in self._ticks:
                 continue
             real = [e.frames[s + CONTEXT - 1 + tick] for e, s in self._windows]
             seed = [o[-1] for o in obs]

@@ -7,25 +7,36 @@ from typing import Any
 
 import numpy as np
 
+from world_model.config import WorldConfig
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.evaluation.metrics import laplacian_energy
 from world_model.scenes import Scene, save_scene
-from world_model.training.card import read_metrics, write_card
+from world_model.training.card import EVAL_NAME, read_metrics, write_card
 from world_model.training.pictures import write_png
-from world_model.training.run import ORDER, SOUND, load_run
+from world_model.training.run import ORDER, PLACE, SOUND, load_run
+from world_model.types import DataError
 from world_model.world import save_world
 
 SCENE_TICKS = 32
 
 
 def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
-    """Writes the world of a run to `folder`. Scenes come from held-out episodes."""
+    """Writes the world of a run to `folder`. Scenes come from held-out episodes.
+
+    Raises DataError for a run that lacks a stage which its world needs, or without a scene's length of play.
+    """
     world = load_run(run)
-    episodes = [read_episode(f) for f in list_episodes(data, "val")]
+    missing = [s for s in needed_stages(world.config) if not (run / f"{s}.safetensors").exists()]
+    if missing:
+        raise DataError(f"{run} is not finished: train --stage {missing[0]} first")
+    episodes = [e for e in map(read_episode, list_episodes(data, "val")) if len(e) >= SCENE_TICKS]
+    if not episodes:
+        raise DataError(f"{data}: no held-out episode has {SCENE_TICKS} ticks to start a dream from")
     header = episodes[0].header
     provenance = {"source": header["source"], "stages": _costs(run)}
     save_world(folder, world, header["licence"], provenance, scores={})
     write_card(folder, world.config, run, provenance)
+    (folder / EVAL_NAME).unlink(missing_ok=True)  # it was of other weights
     chosen = choose_scenes(episodes, scenes)
     for old in (folder / "scenes").glob("*"):
         old.unlink()
@@ -52,6 +63,12 @@ def choose_scenes(episodes: list[Episode], count: int) -> list[tuple[Episode, in
         distance = np.min([np.abs(small - small[c]).mean(1) for c in chosen], axis=0)
         chosen.append(int(np.argmax(distance)))
     return [candidates[keep[c]] for c in chosen]
+
+
+def needed_stages(config: WorldConfig) -> tuple[str, ...]:
+    """Stages without which the world of a run would hold untrained weights."""
+    optional = {"rollout", "decoder"} | (set() if config.dynamics.pose else set(PLACE))
+    return tuple(s for s in ORDER if s not in optional) + (() if config.audio is None else SOUND)
 
 
 def _costs(run: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from world_model.checkpoint import load_training, read_json, write_json
-from world_model.config import AudioConfig, WorldConfig, world_config_from_json
+from world_model.config import AudioConfig, WorldConfig, view_rows, world_config_from_json
 from world_model.data.dataset import LatentDataset, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
@@ -36,6 +36,8 @@ from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStag
 from world_model.types import FPS, DataError
 
 ORDER = ("tokenizer", "place", "align", "trunk", "head", "rollout", "decoder")
+PLACE = ("place", "align")
+"""Of these, what only a world with a sense of place has."""
 SOUND = ("codec", "audio")
 """Stages after these in a world with sound."""
 SHARES = {
@@ -64,6 +66,9 @@ RATES = {
 TILE_UNITS, EYE_UNITS, ROOM_UNITS, PIXEL_ASPECT = 64.0, 41.0, 128.0, 1.2
 """Doom's period of textures, height of the eye and of a room in map units, and how much higher than wide its
 pixels are meant to be: a picture that ignores it shows everything so much taller."""
+
+MIN_TICKS = 50
+"""Of an episode: as long as the longest clip of any stage."""
 
 PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
 """Sound and a map's paint share the 16 MB of a world."""
@@ -103,14 +108,15 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     material = _Material(config, say)
     if config.stages == ORDER and material.world.config.audio is not None:
         config = dataclasses.replace(config, stages=(*ORDER, *SOUND))
-    for name in config.stages:
-        if name in ("place", "align") and not material.world.config.dynamics.pose:
-            continue
+    stages = config.stages
+    if not material.world.config.dynamics.pose:
+        stages = tuple(s for s in stages if s not in PLACE)
+    for name in stages:
         torch.manual_seed(config.seed)
         stage = material.stage(name)
         minutes = config.minutes
-        if minutes is not None and len(config.stages) > 1:
-            minutes *= SHARES[name] / sum(SHARES[s] for s in config.stages)
+        if minutes is not None and len(stages) > 1:
+            minutes *= SHARES[name] / sum(SHARES[s] for s in stages)
         adamw, muon = RATES[name]
         budget = StageConfig(
             minutes=minutes,
@@ -120,7 +126,9 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
             seed=config.seed + _rank(),
             preview_seconds=config.preview_seconds,
         )
-        Trainer(stage, budget, config.run).run(say)
+        if not Trainer(stage, budget, config.run).run(say):
+            say("stopped; the same command goes on from here")
+            return
 
 
 def load_run(run: Path) -> WorldModel:
@@ -138,10 +146,23 @@ class _Material:
         self.config, self._say = config, say
         self._folders = {s: list_episodes(config.data, s) for s in ("train", "val")}
         self._folders["train"] = self._folders["train"][: config.episodes]
-        self.train = [read_episode(f) for f in self._folders["train"]]
-        self.val = [read_episode(f) for f in self._folders["val"]]
+        self.train, self.val = (self._long_enough(s) for s in ("train", "val"))
         self.world = WorldModel(self._world_config())
         self._datasets: dict[str, LatentDataset] = {}
+
+    def _long_enough(self, split: str) -> list[Episode]:
+        """The episodes of a split that every stage can cut clips from; the rest is left out and told."""
+        pairs = [(folder, read_episode(folder)) for folder in self._folders[split]]
+        kept = [(folder, episode) for folder, episode in pairs if len(episode) >= MIN_TICKS]
+        if not kept:
+            root = self.config.data / split
+            raise DataError(f"{root}: no episode has {MIN_TICKS} ticks; collect longer ones")
+        if len(kept) < len(pairs):
+            self._say(
+                f"{len(pairs) - len(kept)} episodes of {split} have fewer than {MIN_TICKS} ticks: left out"
+            )
+        self._folders[split] = [folder for folder, _ in kept]
+        return [episode for _, episode in kept]
 
     def stage(self, name: str) -> Stage[Any]:
         """The stage with the weights of all earlier ones."""
@@ -152,9 +173,8 @@ class _Material:
         if self.config.start is not None:
             _load_stage(self.world, self.config.start, name, partly=True)
         if name == "tokenizer":
-            stage = TokenizerStage(self.world.config.tokenizer, self.train, self.val, device)
-            self.world.tokenizer = stage.model
-            return stage
+            view = view_rows(self.world.config)
+            return TokenizerStage(self.world.tokenizer, self.train, self.val, device, view=view)
         if name in SOUND and self.world.config.audio is None:
             raise DataError(f"{self.config.run} is a world without sound: its first episode has none")
         if name == "codec":
@@ -217,7 +237,8 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     sound = episodes[0].sound
     audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])
     config = WorldConfig(name, actions, phases=header["phases"], audio=audio)
-    if episodes[0].pose is None or episodes[0].depth is None:
+    # A map in the weights is one map: a source that makes another for every seed has none to learn.
+    if episodes[0].pose is None or episodes[0].depth is None or "description" in header:
         return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, pose=False))
     places = np.concatenate([e.pose[:, :2] for e in episodes if e.pose is not None])
     low, high = places.min(0), places.max(0)

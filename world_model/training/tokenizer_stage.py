@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from world_model.config import TokenizerConfig
 from world_model.data.dataset import FrameSampler
 from world_model.data.episodes import Episode
 from world_model.evaluation.metrics import laplacian_energy, psnr, ssim
@@ -19,6 +18,8 @@ from world_model.training.pictures import save_rows
 CROP = (80, 128)
 WHOLE = (160, 256)
 LATENT_NOISE = 0.15
+LIVELY_WEIGHT = 0.5
+"""Of things that move and of numbers, as a whole: they cover little of the picture and are what counts."""
 
 
 class TokenizerStage:
@@ -28,35 +29,49 @@ class TokenizerStage:
 
     def __init__(
         self,
-        config: TokenizerConfig,
+        tokenizer: Tokenizer,
         train: list[Episode],
         val: list[Episode],
         device: str,
         batch_size: int = 32,
+        view: int | None = None,
     ) -> None:
+        """`view`: the first row of a status bar, if there is one."""
         self.device = torch.device(device)
-        self.model = Tokenizer(config).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._sampler, self._batch_size = FrameSampler(train), batch_size
+        tokenizer.requires_grad_(True)
+        self.model = tokenizer.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._sampler, self._batch_size, self._view = FrameSampler(train), batch_size, view
         self._preview = TokenizerPreview(val, self.device)
 
-    def batch(self, rng: np.random.Generator, done: float) -> NDArray[np.uint8]:
+    def batch(self, rng: np.random.Generator, done: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         if done < 0.8:
-            return self._sampler(rng, self._batch_size, CROP)
-        return self._sampler(rng, self._batch_size // 4, WHOLE)
+            return self._sampler.lively(rng, self._batch_size, CROP, self._view)
+        return self._sampler.lively(rng, self._batch_size // 4, WHOLE, self._view)
 
-    def loss(self, batch: NDArray[np.uint8], done: float) -> tuple[Tensor, dict[str, float]]:
-        x = to_float(batch, self.device)
+    def loss(
+        self, batch: tuple[NDArray[np.uint8], NDArray[np.bool_]], done: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        x = to_float(batch[0], self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             z = self.model.encode(x)
             # A level per picture, from none to the full amount: clean latents must stay sharp too.
             level = torch.rand(len(z), 1, 1, 1, device=self.device) * LATENT_NOISE
             out = self.model.decode(z + level * torch.randn_like(z))
         edges = (laplacian(out) - laplacian(x)).abs().mean()
-        loss = reconstruction_loss(out, x) + 0.1 * edges
+        loss = reconstruction_loss(out, x) + 0.1 * edges + LIVELY_WEIGHT * lively_loss(out, x, batch[1])
         return loss, {"z_std": z.std().item()}
 
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self.model, path)
+
+
+def lively_loss(out_BCHW: Tensor, x_BCHW: Tensor, mask: NDArray[np.bool_]) -> Tensor:
+    """`reconstruction_loss` of what `mask` (B, H, W) covers, as a mean over that; 0 where that is nothing."""
+    if not mask.any():
+        return out_BCHW.new_zeros(())
+    covered = torch.from_numpy(mask).to(x_BCHW.device)[:, None]
+    share = covered.float().mean().clamp(min=0.01)
+    return reconstruction_loss(torch.where(covered, out_BCHW, x_BCHW), x_BCHW) / share
 
 
 class TokenizerPreview:
