@@ -159,6 +159,16 @@ def test_memory_is_bounded_however_often_time_jumps(tmp_path: Path) -> None:
     assert 30 * FPS <= last.ticks <= 35 * FPS
 
 
+def test_an_hour_of_play_is_held_once(tmp_path: Path) -> None:
+    frame, last = StubWorld().reset(), LastSeconds(StubWorld())
+    last._world.reset()
+    last.start(0, None, range(7), frame)
+    for tick in range(8, 1000):
+        last.tick(tick, 1, frame)
+    held = {id(stretch.timeline): len(stretch.timeline) for stretch in last._stretches}
+    assert len(last._stretches) > 3 and sum(held.values()) == 999
+
+
 def test_a_full_disk_is_one_message_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
