@@ -26,7 +26,7 @@ from world_model.evaluation.probe import path_error, train_probe
 from world_model.evaluation.protocol import Clip, Dreamer, Images, Ints, dream
 from world_model.evaluation.realness import real_or_dream
 from world_model.evaluation.rollout import one_tick, rollout
-from world_model.evaluation.wander import LOOK_AROUND, mirrored, wander
+from world_model.evaluation.wander import LOOK_AROUND, kind, mirrored, turning, wander
 from world_model.evaluation.windows import CONTEXT, HeldOut, clip_moved, held_out, moved, windows
 from world_model.types import DataError, WorldError
 
@@ -59,6 +59,13 @@ def test_a_window_is_aligned_with_its_episode(data: HeldOut) -> None:
     np.testing.assert_array_equal(clip.real(0), episode.frames[at])
     np.testing.assert_array_equal(clip.real(10), episode.frames[at + 10])
     np.testing.assert_array_equal(clip.future, episode.actions[at : at + 10])
+
+
+def test_strafing_is_no_turn() -> None:
+    names = ["idle", "forward", "left", "strafe_left", "shoot_right", "forward_right"]
+    assert turning(names) == [2, 4, 5]
+    assert [kind(n) for n in names] == ["other", "walk", "turn", "other", "turn", "walk"]
+    assert set(wander(names, 200, seed=3)[-LOOK_AROUND:].tolist()) <= {2, 4}
 
 
 def test_standing_still_is_no_moving_window(tmp_path: Path) -> None:

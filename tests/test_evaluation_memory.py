@@ -12,10 +12,11 @@ import torch
 from tiny import ACTIONS, tiny_data, tiny_model
 from toy_game import NAMES, Deaf, Perfect, ToySource, toy_data
 from world_model.data import sources
+from world_model.data.sources import Observation
 from world_model.dream import BatchDream, DreamEngine, DreamState
 from world_model.evaluation.ablations import ablations
 from world_model.evaluation.baselines import CopySeed
-from world_model.evaluation.collapse import collapse
+from world_model.evaluation.collapse import collapse, real_means, real_rollouts
 from world_model.evaluation.plan import Plan
 from world_model.evaluation.protocol import Clip, context_of, dream
 from world_model.evaluation.real import SourceDreamer
@@ -55,6 +56,32 @@ def test_walks_there_and_back_end_where_they_began() -> None:
     clip = there_and_back(ToySource(), 1, 60)[0]
     assert clip.ticks == 120 + PAUSE and way_out(clip) == 60 and clip.pose is not None
     np.testing.assert_allclose(clip.pose[-1], clip.pose[CONTEXT - 1], atol=1e-5)
+
+
+class Mortal(ToySource):
+    """Ends after some ticks under every other seed, or under all of them."""
+
+    def __init__(self, always: bool = False) -> None:
+        self._always = always
+
+    def reset(self, seed: int) -> Observation:
+        self._left = 30 if self._always or seed % 2 else 10_000
+        return super().reset(seed)
+
+    def step(self, action: int) -> Observation:
+        self._left -= 1
+        return replace(super().step(action), terminated=self._left < 0)
+
+
+def test_walks_that_end_in_death_are_left_out() -> None:
+    assert [int(c.seed or 0) % 2 for c in there_and_back(Mortal(), 2, 30)] == [0, 0]
+    with pytest.raises(DataError, match="ended during 4 of 4 walks"):
+        there_and_back(Mortal(always=True), 2, 30)
+
+
+def test_a_game_that_ends_is_no_false_alarm(data: HeldOut) -> None:
+    found = real_rollouts(Mortal(), real_means(data), count=4, ticks=100)
+    assert (found["count"], found["ended"]) == (2, 2)
 
 
 def test_a_walk_turns_away_from_walls() -> None:

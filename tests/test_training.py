@@ -17,7 +17,7 @@ import torch
 from tiny import TINY, tiny_data
 from world_model import load_world
 from world_model.checkpoint import load_training, write_json
-from world_model.data.dataset import cached_latents, load_split
+from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
 from world_model.tokenizer import Tokenizer, reconstruction_loss
@@ -25,12 +25,12 @@ from world_model.training import preview as previewing
 from world_model.training import publish as publishing
 from world_model.training import tokenizer_stage
 from world_model.training.card import add_scores, sparkline
-from world_model.training.decoder_stage import drawing, pattern_loss, texture_loss
+from world_model.training.decoder_stage import DecoderStage, drawing, pattern_loss, texture_loss
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
 from world_model.training.preview import RolloutPreview
 from world_model.training.run import ORDER, TrainConfig, describe_world, load_run, train
-from world_model.training.tokenizer_stage import lively_loss
+from world_model.training.tokenizer_stage import TokenizerPreview, lively_loss
 from world_model.types import DataError
 
 
@@ -267,6 +267,22 @@ def test_a_source_with_a_map_for_every_seed_has_no_map_in_the_weights(run: Train
     assert describe_world("rooms", [episode]).dynamics.pose
     mazes = replace(episode, header=episode.header | {"description": "a dim brick maze"})
     assert not describe_world("mazes", [mazes]).dynamics.pose
+
+
+def test_without_a_map_the_decoder_learns_from_real_latents(run: TrainConfig) -> None:
+    flat = replace(TINY, dynamics=replace(TINY.dynamics, pose=False))
+    world, episodes = WorldModel(flat), load_split(run.data, "train")
+    latents = [np.full((len(e.frames), 4, 2, 4), 0.5, np.float16) for e in episodes]
+    data = LatentDataset(episodes, latents, (0.0, 0.0), 1.0)
+    preview, still = RolloutPreview(episodes, 1), TokenizerPreview(episodes, torch.device("cpu"))
+    stage = DecoderStage(world, data, preview, still, "cpu", clip_ticks=8)
+    shown: list[torch.Tensor] = []
+    world.dynamics.trunk.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    for seed in range(6):  # by chance half of the clips would begin elsewhere
+        torch.manual_seed(seed)
+        stage.loss(stage.batch(np.random.default_rng(seed), 0.0), 0.0)
+    assert len(shown) == 12
+    assert all(bool((z[:, :4] == 0.5).all()) for z in shown)
 
 
 def test_data_that_is_collected_again_is_encoded_again(tmp_path: Path) -> None:

@@ -192,9 +192,9 @@ def _kept(loop: Loop) -> list[float]:
     kept: list[float] = []
     add = loop.latency.add
 
-    def keep(ms: float) -> None:
-        kept.append(ms)
-        add(ms)
+    def keep(value: float) -> None:
+        kept.append(value)
+        add(value)
 
     loop.latency.add = keep  # type: ignore[method-assign]
     return kept
