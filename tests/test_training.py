@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import TINY, tiny_data
+from tiny import RECALLING, TINY, tiny_data
 from world_model import load_world
 from world_model.checkpoint import load_training, write_json
 from world_model.data.dataset import LatentDataset, cached_latents, load_split
@@ -29,7 +29,7 @@ from world_model.training.decoder_stage import DecoderStage, drawing, pattern_lo
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
 from world_model.training.preview import RolloutPreview
-from world_model.training.run import ORDER, TrainConfig, describe_world, load_run, train
+from world_model.training.run import ORDER, PLACE, RECALL, TrainConfig, describe_world, load_run, train
 from world_model.training.tokenizer_stage import TokenizerPreview, lively_loss
 from world_model.types import DataError
 
@@ -60,18 +60,29 @@ def quiet(_: str) -> None:
 
 def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -> None:
     train(run, quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER)
+    stages = set(ORDER) - set(RECALL)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == stages
     records = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
-    assert {r["stage"] for r in records} == set(ORDER)
-    assert len(list(run.run.glob("*-preview-*.png"))) >= len(ORDER)
+    assert {r["stage"] for r in records} == stages
+    assert len(list(run.run.glob("*-preview-*.png"))) >= len(stages)
     publishing.publish(run.run, run.data, tmp_path / "world", scenes=4)
     card = (tmp_path / "world" / "CARD.md").read_text()
-    assert all(f"| {stage} | 2 |" in card for stage in ORDER)
+    assert all(f"| {stage} | 2 |" in card for stage in stages)
     add_scores(tmp_path / "world", "| Figure | 1 |", {"figure": 1}, "main.py eval")
     world = load_world(tmp_path / "world")
     assert world.info.scores == {"figure": 1}
     assert "| Figure | 1 |" in (tmp_path / "world" / "CARD.md").read_text()
     assert len(world.info.scenes) == 4
+    world.reset(seed=1)
+    assert world.step(1).image.shape == (32, 64, 3)
+
+
+def test_a_world_that_recalls_is_trained_and_opens(run: TrainConfig, tmp_path: Path) -> None:
+    write_json(run.run / "world.json", RECALLING.to_json())
+    train(run, quiet)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - set(PLACE)
+    publishing.publish(run.run, run.data, tmp_path / "world", scenes=4)
+    world = load_world(tmp_path / "world")
     world.reset(seed=1)
     assert world.step(1).image.shape == (32, 64, 3)
 
@@ -226,7 +237,7 @@ def test_ctrl_c_stops_all_stages_and_the_same_command_goes_on(run: TrainConfig) 
     with pytest.raises(DataError, match="train --stage place first"):
         publishing.publish(run.run, run.data, run.run / "world")
     train(run, quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - set(RECALL)
 
 
 def test_short_episodes_are_left_out(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

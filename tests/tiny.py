@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +46,23 @@ TINY = WorldConfig(
 )
 
 
-def tiny_model(seed: int = 0) -> WorldModel:
+RECALLING = replace(
+    TINY, dynamics=replace(TINY.dynamics, pose=False, recall=True, recalled=3, heights=(-0.1, 0.2))
+)
+"""The same without a map: it looks at what its keyframes hold."""
+
+
+def tiny_model(seed: int = 0, config: WorldConfig = TINY) -> WorldModel:
     """Random weights everywhere, also where training starts from zero, so that every path matters."""
     torch.manual_seed(seed)
-    model = WorldModel(TINY)
+    model = WorldModel(config)
     for parameter in model.parameters():
         if not bool(parameter.detach().any()):
             torch.nn.init.normal_(parameter, std=0.2)
-    assert model.dynamics.place is not None
-    torch.nn.init.constant_(model.dynamics.place.map.surfaces.walls.embed, 0.02)  # room to walk everywhere
+    if model.dynamics.place is not None:
+        torch.nn.init.constant_(
+            model.dynamics.place.map.surfaces.walls.embed, 0.02
+        )  # room to walk everywhere
     return model
 
 
@@ -67,9 +76,9 @@ def tiny_frames(ticks: int, seed: int = 0) -> np.ndarray:
     return images.astype(np.uint8)
 
 
-def tiny_world(folder: Path, seed: int = 0) -> Path:
+def tiny_world(folder: Path, seed: int = 0, config: WorldConfig = TINY) -> Path:
     """A published world folder with four scenes."""
-    save_world(folder, tiny_model(seed), "test", {"source": "none"}, {})
+    save_world(folder, tiny_model(seed, config), "test", {"source": "none"}, {})
     for i in range(4):
         actions = np.arange(5) % len(ACTIONS)
         save_scene(folder, Scene(f"scene{i + 1}", tiny_frames(6, seed=i), actions, phase=i))

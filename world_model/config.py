@@ -44,10 +44,14 @@ class DynamicsConfig:
     global_tokens: int = 2
     window: int = 16
     keyframes: int = 32
-    """Size of the bank; `retrieved` of them are read in a tick."""
+    """Size of the bank; `retrieved` of them are read in a tick, `recalled` looked at with `recall`."""
     retrieved: int = 4
+    recalled: int = 8
     pose: bool = True
-    """Whether the world has a sense of place, taught by the source's pose and depth."""
+    """Whether the world has a sense of place, taught by the source's pose and depth: a map in its weights."""
+    recall: bool = False
+    """Whether it has a sense of place without a map, in a source that is another place every time: it looks
+    at what its keyframes hold from where it is. A world has one of the two or neither."""
     pose_octaves: int = 6
     plan_size: int = 256
     """Rows and columns of the floor plan of the map."""

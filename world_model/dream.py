@@ -5,7 +5,7 @@ Axes: B dreams, T ticks of context, C channels, h w rows and columns of the late
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +22,8 @@ from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, TrunkOutput, TrunkState
 from world_model.memory import KeyframeBank
 from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.recall import Views, retrieve
+from world_model.recollection import nothing_held
 from world_model.settle import Aligner, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
@@ -84,6 +86,8 @@ class DreamState:
             self.bank.uses,
             self.bank.filled,
         ]
+        if self.bank.walls is not None and self.bank.images is not None:
+            bank += [self.bank.walls, *self.bank.images]
         return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
 
 
@@ -127,18 +131,29 @@ class DreamEngine:
             return torch.cat([encode(to_float(part, self.device)).float() for part in parts])
 
     @torch.no_grad()
-    def decode(self, z: Tensor, pose: Tensor | None = None) -> NDArray[np.uint8]:
-        """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there."""
-        place, detail = self.model.dynamics.place, None
+    def decode(self, z: Tensor, pose: Tensor | None = None, views: Views | None = None) -> NDArray[np.uint8]:
+        """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there, or
+        of what `views` hold in a world that recalls."""
+        place, recollection, detail = self.model.dynamics.place, self.model.dynamics.recollection, None
         with self._precision():
             if place is not None and pose is not None:
                 detail = place.map.detail(pose)
+            if recollection is not None and pose is not None and views is not None:
+                detail = recollection.detail(views, pose)
             x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
             return to_uint8(self.model.tokenizer.decode(x, detail))
 
     def show(self, state: DreamState) -> NDArray[np.uint8]:
         """The pictures uint8 (B, H, W, 3) of a moment."""
-        return self.decode(state.z, state.place.pose)
+        return self.painter(state)()
+
+    def painter(self, state: DreamState) -> Callable[[], NDArray[np.uint8]]:
+        """Paints a moment when it is called. It holds on to what it needs of the state, not to all of it."""
+        z, pose = state.z, state.place.pose
+        if self.model.dynamics.recollection is None:
+            return lambda: self.decode(z, pose)
+        bank, attended = state.bank, state.attended
+        return lambda: self.decode(z, pose, self._views(bank, attended))
 
     def begin(self, z_BChw: Tensor, phase: NDArray[np.int64], seed: int = 0) -> DreamState:
         """The state before anything was made of a first latent; phase (B,) as for `start`."""
@@ -148,7 +163,9 @@ class DreamEngine:
             z=z_BChw,
             place=PlaceModel.nowhere(batch, self.device),
             trunk=self.model.dynamics.trunk.init_state(batch, self.device),
-            bank=KeyframeBank.empty(batch, self.config.dynamics.keyframes, latent, self.device),
+            bank=KeyframeBank.empty(
+                batch, self.config.dynamics.keyframes, latent, self.device, self._held_picture
+            ),
             phase=torch.as_tensor(phase, dtype=torch.long, device=self.device) % self.config.phases,
             attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
             tick=0,
@@ -158,20 +175,26 @@ class DreamEngine:
 
     @torch.no_grad()
     def start(
-        self, z_BTChw: Tensor, act: NDArray[np.int64], phase: NDArray[np.int64], seed: int = 0
+        self,
+        z_BTChw: Tensor,
+        act: NDArray[np.int64],
+        phase: NDArray[np.int64],
+        seed: int = 0,
+        obs: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | None = None,
     ) -> DreamState:
         """Shows the trunk real frames (B, T, ...) and the T - 1 actions between them (B, T - 1).
 
-        phase (B,) is the clock position of the first of these transitions.
+        phase (B,) is the clock position of the first of these transitions. `obs` (B, T, H, W, 3) are the
+        frames themselves: a world that recalls holds them as they are, or else as it would paint them.
         """
         state = self.begin(z_BTChw[:, 0], phase, seed)
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.device)
         state = self.look(state)
         path = [state.place]
         for t in range(actions.shape[1]):
-            state, _ = self._trunk(state, actions[:, t])
+            real = None if obs is None else np.stack([o[t] for o in obs])
+            state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real)
             path.append(state.place)
-            state = self.look(replace(state, z=z_BTChw[:, t + 1]))
         return self.settle(state, path, z_BTChw, actions)
 
     @torch.no_grad()
@@ -209,16 +232,35 @@ class DreamEngine:
             pose = sharpen(place, self.model.aligner, track, z_BTChw, rounds=FOLLOW_ROUNDS)
         return replace(state, place=state.place._replace(pose=pose))
 
-    def look(self, state: DreamState) -> DreamState:
+    def observe(
+        self, state: DreamState, act_B: Tensor, z_BChw: Tensor, real: NDArray[np.uint8] | None = None
+    ) -> DreamState:
+        """A tick whose outcome is a real frame's latent; `real` is the picture of the moment before it."""
+        after, _ = self._trunk(state, act_B, real)
+        return self.look(replace(after, z=z_BChw), state)
+
+    def look(self, state: DreamState, before: DreamState | None = None) -> DreamState:
         """The present latent is a real frame's: a look at it tells where it was taken."""
+        recollection = self.model.dynamics.recollection
         with self._precision():
-            return replace(state, place=self.model.dynamics.look(state.place, state.z))
+            if recollection is None:
+                return replace(state, place=self.model.dynamics.look(state.place, state.z))
+            if before is None:
+                return state
+            place = recollection.correct(before.z, state.z, before.place, state.place)
+        return replace(state, place=place)
 
     @torch.no_grad()
-    def tick(self, state: DreamState, act_B: Tensor, timer: Timer = _untimed) -> DreamState:
-        """Imagines the next latent of each dream."""
+    def tick(
+        self,
+        state: DreamState,
+        act_B: Tensor,
+        timer: Timer = _untimed,
+        real: NDArray[np.uint8] | None = None,
+    ) -> DreamState:
+        """Imagines the next latent of each dream; `real` are the pictures (B, H, W, 3) before it, if so."""
         began = perf_counter()
-        after, out = self._trunk(state, act_B)
+        after, out = self._trunk(state, act_B, real)
         thought = perf_counter()
         with self._precision():
             head = self.model.dynamics.head
@@ -234,14 +276,19 @@ class DreamEngine:
         timer("sound", 1e3 * (perf_counter() - painted))
         return replace(after, z=z, sound=sound)
 
-    def _trunk(self, state: DreamState, act_B: Tensor) -> tuple[DreamState, TrunkOutput]:
-        """Everything of a tick but the new latent."""
-        bank = state.bank.offer(state.z, state.place.pose, state.tick)
+    def _trunk(
+        self, state: DreamState, act_B: Tensor, real: NDArray[np.uint8] | None = None
+    ) -> tuple[DreamState, TrunkOutput]:
+        """Everything of a tick but the new latent; `real` is the picture before it, if that is a real one."""
+        bank = self._offer(state, real)
         attended, retrieved = self._retrieve(state, bank)
         with self._precision():
             dynamics = self.model.dynamics
-            place = dynamics.move(state.place, act_B, state.phase)
-            step = dynamics.step_to(place)
+            views = None
+            if dynamics.recollection is not None:
+                views = self._views(bank, attended)
+            place = dynamics.move(state.place, act_B, state.phase, views)
+            step = dynamics.step_to(place, views)
             out, after = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
         return (
             replace(
@@ -256,16 +303,67 @@ class DreamEngine:
             out,
         )
 
+    @property
+    def _held_picture(self) -> tuple[int, int] | None:
+        size = self.config.tokenizer
+        return (size.height, size.width) if self.config.dynamics.recall else None
+
+    def _offer(self, state: DreamState, real: NDArray[np.uint8] | None) -> KeyframeBank:
+        """The bank after it was offered the present moment."""
+        bank, pose, recollection = state.bank, state.place.pose, self.model.dynamics.recollection
+        if recollection is None:
+            return bank.offer(state.z, pose, state.tick)
+        wanted = bank.wants(pose)
+        if not bool(wanted.any()):
+            return bank
+        picture = torch.from_numpy(self.show(state) if real is None else real).to(self.device)
+        with self._precision():
+            walls = recollection.walls(state.z)
+        return bank.keep(wanted, state.z, pose, state.tick, walls, picture.permute(0, 3, 1, 2).contiguous())
+
+    def _views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
+        """The keyframes at these positions, to look at; without positions, such as hold nothing."""
+        recollection = self.model.dynamics.recollection
+        assert recollection is not None and bank.walls is not None and bank.images is not None
+        batch, count = positions_BR.shape
+        if not count:
+            size = bank.images[0].shape[2:]
+            return nothing_held(batch, 1, recollection.columns, (size[0], size[1]), self.device)
+        pose, walls, held = (
+            x[torch.arange(batch, device=self.device)[:, None], positions_BR]
+            for x in (bank.pose, bank.walls, bank.filled)
+        )
+        rows = [torch.stack([bank.images[k][b] for k in p]) for b, p in enumerate(positions_BR.tolist())]
+        return Views(torch.stack(rows), pose, walls, held[:, None])
+
+    def _recalled(self, bank: KeyframeBank, pose: Tensor) -> Tensor:
+        """Positions (B, R) of the keyframes to look at from a pose."""
+        recollection = self.model.dynamics.recollection
+        assert recollection is not None and bank.walls is not None and bank.images is not None
+        blank = bank.walls.new_zeros(*bank.filled.shape, 0)  # nothing is looked at yet
+        views = Views(blank, bank.pose, bank.walls, bank.filled[:, None])
+        count = min(self.config.dynamics.recalled, bank.size)
+        return retrieve(views, recollection.lens, pose, count, recollection.aspect)
+
     def _retrieve(self, state: DreamState, bank: KeyframeBank) -> tuple[Tensor, Retrieved | None]:
         count = min(self.config.dynamics.retrieved, bank.size)
-        positions = bank.retrieve(state.z, count)
         if not self.use_memory:
-            return positions[:, :0], None
+            return torch.zeros(len(state.z), 0, dtype=torch.long, device=self.device), None
+        if self.model.dynamics.recollection is not None:
+            found = self._recalled(bank, state.place.pose)
+            return found, self._read(state, bank, found[:, :count])
+        positions = bank.retrieve(state.z, count)
         # A bank with fewer frames than are asked for answers with its first frame again.
         positions = torch.where(bank.filled.gather(1, positions), positions, torch.zeros_like(positions))
+        return positions, self._read(state, bank, positions)
+
+    def _read(self, state: DreamState, bank: KeyframeBank, positions: Tensor) -> Retrieved:
         rows = torch.arange(len(positions), device=self.device)[:, None]
         age = (state.tick - bank.born[rows, positions]).float()
-        return positions, Retrieved(bank.frames[rows, positions], age, bank.pose[rows, positions])
+        pose = bank.pose[rows, positions]
+        # Coordinates that begin anywhere tell a trunk nothing.
+        pose = pose * 0 if self.config.dynamics.recall else pose
+        return Retrieved(bank.frames[rows, positions], age, pose)
 
     def _noise(self, state: DreamState) -> Tensor:
         """Depends on seed and tick alone, so that a restored state goes on as it did."""
@@ -289,7 +387,7 @@ class BatchDream:
     ) -> NDArray[np.uint8]:
         """obs (B, T, H, W, 3), act (B, T - 1), phase (B,) -> the last context frame, encoded and decoded."""
         z = torch.stack([self.engine.encode(np.ascontiguousarray(o)) for o in obs])
-        self._state = self.engine.start(z, act, phase, self.seed)
+        self._state = self.engine.start(z, act, phase, self.seed, obs)
         return self.engine.show(self._state)
 
     def step(self, act: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -323,12 +421,13 @@ class BatchDream:
         frames, path = [], [state.place]
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         for t in range(act.shape[1]):
-            state = self.engine.tick(state, actions[:, t])
+            held = state
+            state = self.engine.tick(state, actions[:, t], real=np.stack([o[t] for o in obs]))
             frames.append(self.engine.show(state))
             path.append(state.place)
-            state, seen = replace(state, z=z[:, t + 1]), z[:, : t + 2]
-            if t + 1 <= SETTLE_AT[-1]:
-                state = self.engine.look(state)
+            before, state, seen = held, replace(state, z=z[:, t + 1]), z[:, : t + 2]
+            if t + 1 <= SETTLE_AT[-1] or self.engine.config.dynamics.recall:
+                state = self.engine.look(state, before)
             if t + 1 in SETTLE_AT:
                 state = self.engine.settle(state, path, seen, actions[:, : t + 1])
             if t + 1 > SETTLE_AT[-1]:

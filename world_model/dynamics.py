@@ -25,6 +25,8 @@ from world_model.mamba import Mamba2, Mamba2Config, MambaState
 from world_model.map import SEEN_CHANNELS
 from world_model.memory import KeyframeAttention, WindowAttention, attend
 from world_model.place import MOTION_UNIT, Place, PlaceModel, PoseEmbedding
+from world_model.recall import Views
+from world_model.recollection import Recollection
 
 CONDITION = 192
 NOISE_STD = 0.5
@@ -335,18 +337,25 @@ class Dynamics(nn.Module):
         self.config, self.grid = config, grid
         sizes = (latent_dim, grid, actions, phases)
         self.place = PlaceModel(*sizes, config) if config.pose else None
+        self.recollection = Recollection(*sizes, config) if config.recall else None
         self.trunk = Trunk(config, *sizes)
         self.head = Head(config, latent_dim)
 
-    def step_to(self, place: Place) -> Step:
-        """What the trunk is told of a place (F, ...) that a tick leads to."""
+    def step_to(self, place: Place, views: Views | None = None) -> Step:
+        """What the trunk is told of a place (F, ...) that a tick leads to; `views` where it recalls."""
+        if self.recollection is not None:
+            assert views is not None
+            return Step(place.pose * 0, place.motion, self.recollection.seen(views, place.pose))
         if self.place is None:
             seen = place.pose.new_zeros(len(place.pose), SEEN_CHANNELS, *self.grid)
             return Step(place.pose * 0, place.motion * 0, seen)
         return Step(place.pose, place.motion, self.place.map.seen(place.pose))
 
-    def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
+    def move(self, place: Place, act: Tensor, phase: Tensor, views: Views | None = None) -> Place:
         """The place after a tick; the same where a world has no sense of place."""
+        if self.recollection is not None:
+            assert views is not None
+            return self.recollection.move(place, act, phase, views)
         return place if self.place is None else self.place.move(place, act, phase)
 
     def look(self, place: Place, z: Tensor) -> Place:

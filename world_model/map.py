@@ -31,11 +31,11 @@ class Detail(NamedTuple):
 class Glance(nn.Module):
     """What is read along two by two lines of sight in each cell of the latent -> SEEN_CHANNELS features."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, channels: int = COARSE_CHANNELS) -> None:
         super().__init__()
         self.latent_dim, c = latent_dim, SEEN_CHANNELS
         self.enter = nn.Sequential(
-            nn.Conv2d(COARSE_CHANNELS, c, 1), nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * c, c, 1)
+            nn.Conv2d(channels, c, 1), nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * c, c, 1)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
@@ -54,14 +54,12 @@ class Glance(nn.Module):
 class Gaze(nn.Module):
     """What is read along a line of sight for each 4 x 4 and each 2 x 2 pixels -> `Detail`."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = COARSE_CHANNELS, fine_channels: int = FINE_CHANNELS) -> None:
         super().__init__()
         d, f = DETAIL_CHANNELS, FINE_DETAIL
-        self.coarse = nn.Sequential(
-            nn.Conv2d(COARSE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, d, 3, padding=1)
-        )
+        self.coarse = nn.Sequential(nn.Conv2d(channels, d, 1), nn.SiLU(), nn.Conv2d(d, d, 3, padding=1))
         self.choose = nn.Conv2d(d, 4 * f, 1)
-        self.fine = nn.Sequential(nn.Conv2d(FINE_CHANNELS, d, 1), nn.SiLU(), nn.Conv2d(d, f, 1))
+        self.fine = nn.Sequential(nn.Conv2d(fine_channels, d, 1), nn.SiLU(), nn.Conv2d(d, f, 1))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Conv2d(f, f, 3, padding=1), nn.SiLU(), nn.Conv2d(f, f, 1))
             for _ in range(2)

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+APART = (0.14, 0.6)
+"""Half extents, and radians, from which on a world that recalls holds another keyframe."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """Multi-head attention (..., Q, D), (..., S, D) -> (..., Q, D), written out.
@@ -100,6 +103,8 @@ class KeyframeBank:
 
     frames (B, K, C, h, w), keys (B, K, E) unit vectors of what they look like, pose (B, K, 3),
     born (B, K) tick, uses (B, K), filled (B, K). The first frame of a dream is never evicted.
+    In a world that recalls (`recall.py`) frames enter by where they were seen and leave where others were
+    seen from nearby; walls (B, K, C) are the depths in them, images K pictures uint8 (B, 3, H, W).
     Everything is replaced, never changed in place, so a snapshot is a reference.
     """
 
@@ -109,12 +114,25 @@ class KeyframeBank:
     born: Tensor
     uses: Tensor
     filled: Tensor
+    walls: Tensor | None = None
+    images: tuple[Tensor, ...] | None = None
 
     @staticmethod
     def empty(
-        batch: int, size: int, latent: tuple[int, int, int], device: torch.device | str
+        batch: int,
+        size: int,
+        latent: tuple[int, int, int],
+        device: torch.device | str,
+        picture: tuple[int, int] | None = None,
     ) -> KeyframeBank:
+        """`picture`: rows and columns of the pictures that a world holds which recalls."""
         channels, rows, columns = latent
+        walls, images = None, None
+        if picture is not None:
+            walls = torch.full((batch, size, 4 * columns), 1.0, device=device)
+            # A tensor each: what is saved must not share memory.
+            blank = (torch.zeros(batch, 3, *picture, dtype=torch.uint8, device=device) for _ in range(size))
+            images = tuple(blank)
         return KeyframeBank(
             frames=torch.zeros(batch, size, channels, rows, columns, device=device),
             keys=torch.zeros(batch, size, channels * 20, device=device),
@@ -122,6 +140,8 @@ class KeyframeBank:
             born=torch.zeros(batch, size, dtype=torch.long, device=device),
             uses=torch.zeros(batch, size, dtype=torch.long, device=device),
             filled=torch.zeros(batch, size, dtype=torch.bool, device=device),
+            walls=walls,
+            images=images,
         )
 
     @property
@@ -141,13 +161,40 @@ class KeyframeBank:
         """Takes in the frames that differ enough from all that are held."""
         key = describe(z_BChw)
         likeness = (self.keys @ key[..., None])[..., 0].masked_fill(~self.filled, -1.0)
-        wanted = likeness.max(1).values < 1 - novelty
-        if not bool(wanted.any()):
-            return self
+        return self._take_in(likeness.max(1).values < 1 - novelty, z_BChw, key, pose_B3, tick)
+
+    def wants(self, pose_B3: Tensor) -> Tensor:
+        """(B,): whether nothing is held that was seen from near a pose, in a world that recalls."""
+        return ~((apart(self.pose, pose_B3[:, None]) < 1) & self.filled).any(1)
+
+    def keep(
+        self, wanted: Tensor, z_BChw: Tensor, pose_B3: Tensor, tick: int, walls: Tensor, image: Tensor
+    ) -> KeyframeBank:
+        """Takes in the frames (B,) that are wanted, with depths (B, C) and picture uint8 (B, 3, H, W)."""
+        assert self.walls is not None and self.images is not None
+        slot, at = self._slots(wanted)
+        images = list(self.images)
+        for k in slot[wanted].unique().tolist():
+            mine = (wanted & (slot == k))[:, None, None, None]
+            images[k] = torch.where(mine, image, images[k])
+        taken = self._take_in(wanted, z_BChw, describe(z_BChw), pose_B3, tick)
+        return replace(taken, walls=self.walls.index_put(at, walls[wanted]), images=tuple(images))
+
+    def _slots(self, wanted: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The slot (B,) that a new frame takes, and the indices of those that are wanted."""
         slot = torch.where(self.filled.all(1), self._most_redundant(), self.filled.long().argmin(1))
         rows = torch.arange(len(slot), device=slot.device)[wanted]
-        at = (rows, slot[wanted])
-        return KeyframeBank(
+        return slot, (rows, slot[wanted])
+
+    def _take_in(
+        self, wanted: Tensor, z_BChw: Tensor, key: Tensor, pose_B3: Tensor, tick: int
+    ) -> KeyframeBank:
+        if not bool(wanted.any()):
+            return self
+        _, at = self._slots(wanted)
+        rows = at[0]
+        return replace(
+            self,
             frames=self.frames.index_put(at, z_BChw[wanted].to(self.frames.dtype)),
             keys=self.keys.index_put(at, key[wanted]),
             pose=self.pose.index_put(at, pose_B3[wanted]),
@@ -158,11 +205,21 @@ class KeyframeBank:
 
     def _most_redundant(self) -> Tensor:
         """The slot (B,) whose frame has the closest double among the others; never slot 0."""
-        likeness = self.keys @ self.keys.transpose(1, 2)
-        likeness = likeness - 4 * torch.eye(self.size, device=likeness.device)
+        if self.walls is None:
+            likeness = self.keys @ self.keys.transpose(1, 2)
+        else:
+            likeness = -apart(self.pose[:, :, None], self.pose[:, None])
+        likeness = likeness - 1e3 * torch.eye(self.size, device=likeness.device)
         closest = likeness.max(2).values
         closest[:, 0] = -torch.inf
         return closest.argmax(1)
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """How far poses (..., 3) are apart: 1 is where another keyframe is worth holding."""
+    turn = torch.atan2((a[..., 2] - b[..., 2]).sin(), (a[..., 2] - b[..., 2]).cos())
+    away = (a[..., :2] - b[..., :2]).square().sum(-1) / APART[0] ** 2
+    return (away + (turn / APART[1]).square()).sqrt()
 
 
 def describe(z_BChw: Tensor) -> Tensor:

@@ -58,9 +58,14 @@ class WorldState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors and pictures, the own picture included even where it is not painted."""
+        """Bytes of all tensors and pictures, the own picture included even where it is not painted.
+
+        Pictures of keyframes are shared by all moments that hold them: two count as this one's.
+        """
         pictures = self.picture.nbytes + sum(t.nbytes for t in self.thumbnails.values())
-        return pictures + sum(t.nbytes for t in self.dream.tensors())
+        held = self.dream.bank.images or ()
+        shared = sum(image.nbytes for image in held[2:])
+        return pictures + sum(t.nbytes for t in self.dream.tensors()) - shared
 
     def hash(self) -> str:
         """SHA-256 over every tensor: equal states have equal hashes, whether their pictures were painted

@@ -54,7 +54,7 @@ class World:
         start = self._scene(seed, scene) if context is None else self._check_context(*context)
         z = self._engine.encode(start.frames)
         phase = np.array([start.phase])
-        dream = self._engine.start(z[None], start.actions[None], phase, seed)
+        dream = self._engine.start(z[None], start.actions[None], phase, seed, start.frames[None])
         picture = self._picture(dream, self._blank())
         image = picture.copy()
         born = dream.bank.born[0][dream.bank.filled[0]].tolist()
@@ -149,9 +149,8 @@ class World:
         return Frame(picture.shown.copy(), _sound(dream), info, picture.copy)
 
     def _picture(self, dream: DreamState, before: Image) -> Picture:
-        # Holds on to latent and pose alone: whoever keeps the picture must not keep the whole state.
-        engine, z, pose = self._engine, dream.z, dream.place.pose
-        return Picture(lambda: engine.decode(z, pose)[0], before)
+        paint = self._engine.painter(dream)
+        return Picture(lambda: paint()[0], before)
 
     def _blank(self) -> Image:
         return np.zeros((self.info.height, self.info.width, 3), np.uint8)

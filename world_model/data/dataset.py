@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world_model.data.episodes import Episode, list_episodes, read_episode
+from world_model.data.remembered import Held, Remembered
 from world_model.place import HISTORY
+from world_model.recall import Lens
 from world_model.types import DataError
 
 T = TypeVar("T")
@@ -78,7 +80,8 @@ class Clips:
     normalised x, y and heading in radians, or None; past: (B, K, C, h, w), frames of the same episode
     that lie before the clip's end and serve as keyframes, with age (B, K) in ticks at the clip's middle and
     pose (B, K, 3); before: (B, 3), the pose a tick before the clip (its own first pose where there is none);
-    history: (B, HISTORY) actions before the clip, newest last, -1 for none."""
+    history: (B, HISTORY) actions before the clip, newest last, -1 for none; held: what a world that recalls
+    would look at."""
 
     z: Tensor
     act: Tensor
@@ -89,10 +92,24 @@ class Clips:
     past_pose: Tensor | None
     before: Tensor
     history: Tensor
+    held: Held | None = None
 
     def to(self, device: torch.device | str) -> Clips:
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor | Held) else v for k, v in vars(self).items()
+        }
         return Clips(**moved)
+
+
+class Recall(NamedTuple):
+    """How a world that recalls looks back: how its pictures are taken, its bank's size, how many keyframes
+    are looked at, and how many of those that are taken in during a clip."""
+
+    lens: Lens
+    aspect: float
+    size: int
+    looked: int = 8
+    later: int = 4
 
 
 class LatentDataset:
@@ -109,6 +126,21 @@ class LatentDataset:
         self.latents = latents
         self._origin = np.array([*pose_origin, 0.0], np.float32)
         self._scale = np.array([pose_scale, pose_scale, 1.0], np.float32)
+        self._recall: Recall | None = None
+
+    def remember(self, recall: Recall) -> None:
+        """From now on clips come with what a world that recalls would hold."""
+        poses = [p for p in map(self.pose, range(len(self.episodes))) if p is not None]
+        scale = float(self._scale[0])
+        self.remembered = Remembered(self.episodes, poses, self.latents, scale, recall.size)
+        self._recall = recall
+
+    def held(self, places: list[tuple[int, int]], ticks: int) -> Held | None:
+        """What would be looked at in the clips that start at (episode, tick); None in a world with a map."""
+        recall = self._recall
+        if recall is None:
+            return None
+        return self.remembered.held(places, ticks, recall.lens, recall.aspect, recall.looked, recall.later)
 
     def pose(self, index: int) -> NDArray[np.float32] | None:
         """Normalised pose (T + 1, 3) of an episode."""
@@ -165,6 +197,7 @@ class LatentDataset:
             past_pose,
             before,
             torch.from_numpy(np.stack([action_history(self.episodes[i].actions, s) for i, s in places])),
+            self.held(places, ticks),
         )
 
     def _past(

@@ -92,7 +92,11 @@ def shuffled_keyframes(state: DreamState) -> DreamState:
         held = filled.nonzero()[:, 0]
         order[b, held] = held[rank[b, held].argsort()]
     rows = torch.arange(len(order), device=order.device)[:, None]
-    return replace(state, bank=replace(bank, frames=bank.frames[rows, order]))
+    shuffled = replace(bank, frames=bank.frames[rows, order])
+    if bank.walls is not None and bank.images is not None:
+        images = torch.stack(bank.images, 1)[rows, order].unbind(1)
+        shuffled = replace(shuffled, walls=bank.walls[rows, order], images=images)
+    return replace(state, bank=shuffled)
 
 
 def zeroed_state(state: DreamState) -> DreamState:

@@ -22,7 +22,7 @@ from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
 from world_model.map import Detail
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
-from world_model.training.dynamics_stage import own_steps, paint
+from world_model.training.dynamics_stage import own_steps, own_views, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import (
     LATENT_NOISE,
@@ -61,6 +61,8 @@ def drawing(world: WorldModel) -> nn.ModuleDict:
     if world.dynamics.place is not None:
         map_ = world.dynamics.place.map
         parts |= {"gaze": map_.gaze, "paint": map_.surfaces.fine}
+    if world.dynamics.recollection is not None:
+        parts["gaze"] = world.dynamics.recollection.gaze
     return nn.ModuleDict(parts)
 
 
@@ -139,12 +141,18 @@ class DecoderStage:
 
     def _detail(self, clips: Clips, rows: Tensor, ticks: Tensor) -> Detail | None:
         """The map's detail at each decoded picture, twice over; None without a map."""
-        place = self._world.dynamics.place
-        if place is None or clips.pose is None:
+        place, recollection = self._world.dynamics.place, self._world.dynamics.recollection
+        if clips.pose is None or (place is None and recollection is None):
             return None
         pose = clips.pose[:, 1:][rows, ticks].flatten(0, 1)
         unit = torch.tensor([1.0, 1.0, 2.0], device=pose.device)
-        detail = place.map.detail(pose + POSE_ERROR * unit * torch.randn_like(pose))
+        pose = pose + POSE_ERROR * unit * torch.randn_like(pose)
+        if place is not None:
+            detail = place.map.detail(pose)
+        else:
+            views = own_views(self._world.dynamics, clips.held)
+            assert recollection is not None and views is not None
+            detail = recollection.detail(views._replace(held=views.held[rows, ticks]), pose)
         return Detail(*(torch.cat((d, d)) for d in detail))
 
     @torch.no_grad()
@@ -155,7 +163,7 @@ class DecoderStage:
         a dream has become after some seconds.
         """
         dynamics = self._world.dynamics
-        pose = clips.past_pose
+        pose = clips.past_pose if dynamics.place is not None else None
         pose = torch.zeros(*clips.past_age.shape, 3, device=self.device) if pose is None else pose
         retrieved = Retrieved(clips.past, clips.past_age, pose)
         z, step = clips.z[:, :-1], own_steps(dynamics, clips)

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from world_model.data.dataset import Clips, LatentDataset
+from world_model.data.remembered import Held
 from world_model.dream import WorldModel
 from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput, TrunkState
 from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.recall import Views
 from world_model.training.preview import RolloutPreview
 
 START_ERROR = (math.log(0.0005), math.log(0.02))
@@ -168,7 +170,7 @@ class DynamicsStage:
         batch, count = clips.past_age.shape
         pose = (
             clips.past_pose
-            if clips.past_pose is not None
+            if clips.past_pose is not None and self.dynamics.place is not None
             else torch.zeros(batch, count, 3, device=self.device)
         )
         source = torch.arange(batch, device=self.device)
@@ -200,9 +202,24 @@ def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
         error = scale * lost * torch.randn(batch, 3, device=scale.device) * unit
         motion = motion_between(clips.before, clips.pose[:, 0])
         place = place._replace(pose=compose(clips.pose[:, 0], error), motion=motion, history=clips.history)
-    places = []
+    places, views = [], own_views(dynamics, clips.held)
     for t in range(ticks):
-        place = dynamics.move(place, clips.act[:, t], clips.phase[:, t])
+        now = None if views is None else views._replace(held=views.held[:, t : t + 1])
+        place = dynamics.move(place, clips.act[:, t], clips.phase[:, t], now)
         places.append(place)
     flat = Place(*(torch.stack(p, 1).flatten(0, 1) for p in zip(*places, strict=True)))
-    return Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat)))
+    return Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat, views)))
+
+
+FORGOTTEN = 0.1
+"""Part of the clips in which nothing is remembered."""
+
+
+@torch.no_grad()
+def own_views(dynamics: Dynamics, held: Held | None) -> Views | None:
+    """What a clip's dream looks at, with walls as it sees them; None in a world that does not recall."""
+    if held is None or dynamics.recollection is None:
+        return None
+    walls = dynamics.recollection.walls(held.z.flatten(0, 1)).view_as(held.views.wall)
+    forgotten = torch.rand(len(walls), 1, 1, device=walls.device) < FORGOTTEN
+    return held.views._replace(wall=walls, held=held.views.held & ~forgotten)

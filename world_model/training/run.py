@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from world_model.checkpoint import load_training, read_json, write_json
 from world_model.config import AudioConfig, WorldConfig, view_rows, world_config_from_json
-from world_model.data.dataset import LatentDataset, cached_latents
+from world_model.data.dataset import LatentDataset, Recall, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
 from world_model.dream import WorldModel
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.recall import Lens
 from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing
 from world_model.training.decoder_stage import DecoderStage, drawing
@@ -32,18 +33,22 @@ from world_model.training.dynamics_stage import STAGES, DynamicsStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
+from world_model.training.recall_stage import RecallStage, recollecting
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
 from world_model.types import FPS, DataError
 
-ORDER = ("tokenizer", "place", "align", "trunk", "head", "rollout", "decoder")
+ORDER = ("tokenizer", "place", "align", "recall", "trunk", "head", "rollout", "decoder")
 PLACE = ("place", "align")
-"""Of these, what only a world with a sense of place has."""
+"""Of these, what only a world with a map has."""
+RECALL = ("recall",)
+"""And what only a world has that is new every time."""
 SOUND = ("codec", "audio")
 """Stages after these in a world with sound."""
 SHARES = {
     "tokenizer": 0.1,
     "place": 0.12,
     "align": 0.03,
+    "recall": 0.15,
     "trunk": 0.3,
     "head": 0.13,
     "rollout": 0.25,
@@ -55,6 +60,7 @@ RATES = {
     "tokenizer": (1.5e-3, 0.015),
     "place": (1e-3, 0.015),
     "align": (1.5e-3, 0.015),
+    "recall": (1e-3, 0.01),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
@@ -69,6 +75,9 @@ pixels are meant to be: a picture that ignores it shows everything so much talle
 
 MIN_TICKS = 50
 """Of an episode: as long as the longest clip of any stage."""
+
+RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
+"""What counts as half extent of maps that are all different, and how many keyframes it takes to hold one."""
 
 PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
 """Sound and a map's paint share the 16 MB of a world."""
@@ -111,6 +120,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     stages = config.stages
     if not material.world.config.dynamics.pose:
         stages = tuple(s for s in stages if s not in PLACE)
+    if not material.world.config.dynamics.recall:
+        stages = tuple(s for s in stages if s not in RECALL)
     for name in stages:
         torch.manual_seed(config.seed)
         stage = material.stage(name)
@@ -189,6 +200,8 @@ class _Material:
             if not (self.config.run / "codec.safetensors").exists():
                 raise DataError(f"{self.config.run} has no trained codec; train --stage codec first")
             return AudioStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "recall":
+            return RecallStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
@@ -212,7 +225,12 @@ class _Material:
                 lambda frames: encode_frames(tokenizer, frames, torch.device(self.config.device)),
             )
             world = self.world.config
-            self._datasets[split] = LatentDataset(episodes, latents, world.pose_origin, world.pose_scale)
+            data = LatentDataset(episodes, latents, world.pose_origin, world.pose_scale)
+            recollection = self.world.dynamics.recollection
+            if recollection is not None:
+                lens = Lens(recollection.spread.detach().clone(), recollection.heights)
+                data.remember(Recall(lens, recollection.aspect, world.dynamics.keyframes))
+            self._datasets[split] = data
         return self._datasets[split]
 
     def _world_config(self) -> WorldConfig:
@@ -237,9 +255,11 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     sound = episodes[0].sound
     audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])
     config = WorldConfig(name, actions, phases=header["phases"], audio=audio)
-    # A map in the weights is one map: a source that makes another for every seed has none to learn.
-    if episodes[0].pose is None or episodes[0].depth is None or "description" in header:
+    if episodes[0].pose is None or episodes[0].depth is None:
         return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, pose=False))
+    # A map in the weights is one map: where a source makes another for every seed, memory is the map.
+    if "description" in header:
+        return _recalling(config, room)
     places = np.concatenate([e.pose[:, :2] for e in episodes if e.pose is not None])
     low, high = places.min(0), places.max(0)
     centre = (low + high) / 2
@@ -260,6 +280,24 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     )
 
 
+def _recalling(config: WorldConfig, room: float) -> WorldConfig:
+    """The config of a world whose map is what its keyframes hold."""
+    up = PIXEL_ASPECT / RECALL_UNITS
+    dynamics = dataclasses.replace(
+        config.dynamics,
+        pose=False,
+        recall=True,
+        keyframes=RECALL_KEYFRAMES,
+        heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
+    )
+    return dataclasses.replace(
+        config,
+        dynamics=dynamics,
+        tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
+        pose_scale=RECALL_UNITS,
+    )
+
+
 def _load_stage(world: WorldModel, run: Path, name: str, partly: bool = False) -> None:
     """Lays the averaged weights of a stage, if it was trained, over the world's.
 
@@ -276,7 +314,7 @@ def _load_stage(world: WorldModel, run: Path, name: str, partly: bool = False) -
         own = part.state_dict()
         average = {k: v for k, v in average.items() if k in own and own[k].shape == v.shape}
         if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
-            average = {k: v for k, v in average.items() if not k.startswith("place.")}
+            average = {k: v for k, v in average.items() if not k.startswith(("place.", "recollection."))}
     part.load_state_dict(average, strict=not partly)
 
 
@@ -291,6 +329,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return map_making(world)
         case "align":
             return world.aligner
+        case "recall":
+            return recollecting(world) if world.dynamics.recollection is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:

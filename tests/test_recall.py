@@ -1,0 +1,274 @@
+"""Memory as places: keyframes of a synthetic room, looked at from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, tiny_model, tiny_world
+from world_model.data.episodes import Episode
+from world_model.data.remembered import Remembered
+from world_model.dream import BatchDream, DreamEngine
+from world_model.evaluation.worlds import AblatedDream
+from world_model.map import Gaze
+from world_model.memory import KeyframeBank, apart
+from world_model.place import PlaceModel
+from world_model.recall import (
+    Lens,
+    Views,
+    centres,
+    colours,
+    finer,
+    look,
+    onto_plan,
+    retrieve,
+    take,
+    wall_depths,
+)
+from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
+from world_model.world import load_world
+
+LENS = Lens(torch.tensor(1.2), (-0.1, 0.2))
+ASPECT = 0.625
+ROOM = 1.0
+"""Half the side of a square room around the origin."""
+
+
+def room_depth(pose: torch.Tensor, columns: int) -> torch.Tensor:
+    """Depth (columns,) of the walls of the room, perpendicular to the picture."""
+    across = centres(columns, pose.device) * LENS.spread
+    way = onto_plan(torch.ones(columns), across, torch.tensor([0.0, 0.0, float(pose[2])]))
+    reach = (ROOM * way.sign() - pose[:2]) / torch.where(way.abs() < 1e-6, 1e-6, way)
+    return reach.amin(-1)
+
+
+def room_picture(pose: torch.Tensor, rows: int = 160, columns: int = 256) -> torch.Tensor:
+    """uint8 (3, rows, columns): every surface is painted with a smooth pattern of where it is."""
+    depth = room_depth(pose, columns)
+    down = centres(rows, pose.device)[:, None] * ASPECT * LENS.spread
+    level = torch.where(down > 0, 0.1, 0.2) / down.abs()
+    met = torch.minimum(depth[None], level)
+    xy = onto_plan(met, met * centres(columns, pose.device) * LENS.spread, pose)
+    paint = torch.stack((xy[..., 0], xy[..., 1], -down * met * 5))
+    return ((paint * 5).sin() * 100 + 128).round().to(torch.uint8)
+
+
+def keyframes(poses: list[list[float]], columns: int = 64) -> Views:
+    pose = torch.tensor(poses)
+    return Views(
+        torch.stack([room_picture(p) for p in pose])[None],
+        pose[None],
+        torch.stack([room_depth(p, columns) for p in pose])[None],
+        torch.ones(1, 1, len(poses), dtype=torch.bool),
+    )
+
+
+def remembered(views: Views, pose: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """What is remembered from a pose, uint8 (160, 256, 3), and where anything is (160, 256)."""
+    at = torch.tensor(pose)[None, None]
+    coarse = look(views, LENS, at, 40, 64, ASPECT)
+    found = finer(views, LENS, at, coarse, 4, ASPECT)
+    picture = (colours(views.image, found)[0, 0].permute(1, 2, 0) + 1) * 127.5
+    return picture.round().clamp(0, 255).to(torch.uint8).numpy(), found.known[0, 0].numpy()
+
+
+def error(shown: np.ndarray, pose: list[float], where: np.ndarray) -> float:
+    real = room_picture(torch.tensor(pose)).permute(1, 2, 0).numpy()
+    return float(np.abs(shown.astype(float) - real)[where].mean())
+
+
+def test_a_keyframe_shows_what_it_is_a_picture_of() -> None:
+    pose = [0.2, -0.1, 0.4]
+    shown, known = remembered(keyframes([pose]), pose)
+    assert known.mean() > 0.98
+    assert error(shown, pose, known) < 1.0
+
+
+def test_it_is_seen_from_elsewhere_as_it_looks_from_there() -> None:
+    views = keyframes([[0.0, 0.0, 0.0], [0.0, 0.0, 1.2], [0.0, 0.0, -1.2]])
+    for pose in ([0.3, 0.1, 0.2], [-0.2, -0.3, -0.4], [0.4, 0.0, 0.9]):
+        shown, known = remembered(views, pose)
+        assert known.mean() > 0.75, pose
+        assert error(shown, pose, known) < 6, pose
+    # The same keyframes believed to be taken from elsewhere show something else.
+    wrong = views._replace(pose=views.pose + torch.tensor([0.2, 0.0, 0.3]))
+    shown, known = remembered(wrong, [0.3, 0.1, 0.2])
+    assert error(shown, [0.3, 0.1, 0.2], known) > 15
+
+
+def test_what_is_behind_is_not_known() -> None:
+    views = keyframes([[0.0, 0.0, 0.0]])
+    assert remembered(views, [0.0, 0.0, np.pi])[1].mean() < 0.02
+    assert remembered(views, [0.0, 0.0, 0.2])[1].mean() > 0.7
+
+
+def test_a_nearer_wall_hides_what_is_behind_it() -> None:
+    pose = [0.0, 0.0, 0.0]
+    near = keyframes([pose])
+    near = near._replace(wall=torch.full_like(near.wall, 0.3))
+    both = Views(
+        *(torch.cat((a, b), 1) for a, b in zip(near[:3], keyframes([pose])[:3], strict=True)),
+        torch.ones(1, 1, 2, dtype=torch.bool),
+    )
+    found = look(both, LENS, torch.tensor(pose)[None, None], 40, 64, ASPECT)
+    assert float(found.depth[0, 0, 20].max()) < 0.32
+
+
+def test_wall_depths_agree_with_geometry() -> None:
+    views = keyframes([[0.0, 0.0, 0.3]])
+    pose = torch.tensor([0.2, 0.1, 0.5])
+    found = wall_depths(views, LENS, pose[None, None], 32)[0, 0, 0]
+    truth = room_depth(pose, 32)
+    met = found < 19
+    assert met.float().mean() > 0.6
+    assert float(((found - truth).abs() / truth)[met].median()) < 0.01
+
+
+def test_retrieval_takes_what_shows_the_view_and_nothing_that_is_not_held() -> None:
+    poses = [[0.0, 0.0, a] for a in np.linspace(0, 2 * np.pi, 9)[:-1].tolist()]
+    views = keyframes(poses)
+    pose = torch.tensor([[0.1, 0.0, poses[2][2] + 0.1]])
+    assert int(retrieve(views, LENS, pose, 3, ASPECT)[0, 0]) == 2
+    held = views.held.clone()
+    held[..., 2] = False
+    assert 2 not in retrieve(views._replace(held=held), LENS, pose, 5, ASPECT)[0]
+    assert torch.equal(take(views, torch.tensor([[3, 1]])).pose, views.pose[:, [3, 1]])
+
+
+def test_held_may_differ_from_tick_to_tick() -> None:
+    views = keyframes([[0.0, 0.0, 0.0]])._replace(held=torch.tensor([[[False], [True]]]))
+    found = look(views, LENS, torch.zeros(1, 2, 3), 10, 16, ASPECT)
+    assert not found.known[0, 0].any() and found.known[0, 1].float().mean() > 0.9
+
+
+def test_a_gaze_hands_the_colours_on_from_the_start() -> None:
+    gaze, out = Gaze(10, 16), nn.Conv2d(32, 12, 3, padding=1)
+    hand_on(gaze, 12)
+    show_what_was_handed(out)
+    fine = torch.randn(2, 16, 8, 8)
+    detail = gaze(torch.randn(2, 10, 4, 4), fine)
+    shown = out(nn.functional.silu(detail.fine))
+    assert torch.allclose(shown, fine[:, :12], atol=1e-4)
+
+
+@pytest.fixture
+def recollection() -> Recollection:
+    found = tiny_model(config=RECALLING).dynamics.recollection
+    assert found is not None
+    return found.requires_grad_(False)
+
+
+def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -> None:
+    views = keyframes([[0.0, 0.0, 0.0]], recollection.columns)
+    nn.init.zeros_(recollection.stride.out.weight)
+    with torch.no_grad():
+        recollection.stride.out.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # two fiftieths ahead
+    place = PlaceModel.nowhere(1, "cpu")
+    for _ in range(40):
+        place = recollection.move(place, torch.tensor([1]), torch.tensor([0]), views)
+    assert 0.9 < float(place.pose[0, 0]) < ROOM
+    nothing = nothing_held(1, 1, recollection.columns, (160, 256), torch.device("cpu"))
+    for _ in range(5):
+        place = recollection.move(place, torch.tensor([1]), torch.tensor([0]), nothing)
+    assert float(place.pose[0, 0]) > ROOM
+
+
+def test_the_bank_holds_places_and_never_gives_up_the_first() -> None:
+    bank = KeyframeBank.empty(1, 4, (2, 2, 4), "cpu", (HEIGHT, WIDTH))
+    walls = torch.ones(1, 16)
+    for tick in range(12):
+        pose = torch.tensor([[0.05 * tick, 0.0, 0.0]])
+        image = torch.full((1, 3, HEIGHT, WIDTH), tick, dtype=torch.uint8)
+        z = torch.randn(1, 2, 2, 4)
+        wanted = bank.wants(pose)
+        if bool(wanted.any()):
+            bank = bank.keep(wanted, z, pose, tick, walls, image)
+    assert bank.images is not None
+    born = bank.born[0].tolist()
+    assert born[0] == 0 and all(b % 3 == 0 for b in born)
+    for slot, tick in enumerate(born):
+        assert bool((bank.images[slot] == tick).all())
+        assert float(bank.pose[0, slot, 0]) == pytest.approx(0.05 * tick)
+    assert float(apart(torch.zeros(3), torch.tensor([0.0, 0.0, 2 * np.pi]))) < 1e-4
+
+
+def test_a_world_that_recalls_plays_saves_and_goes_on(tmp_path: Path) -> None:
+    world = load_world(tiny_world(tmp_path / "w", config=RECALLING))
+    world.reset(seed=0)
+    for action in (1, 2, 2, 1):
+        world.step(action)
+    moment = world.snapshot()
+    packed = world.pack_state(moment)
+    ahead = [world.step(a, paint=a != 3).painted().image for a in (1, 3, 2, 2)]
+    after = world.snapshot().hash()
+    world.restore(world.unpack_state(packed))
+    assert world.snapshot().hash() == moment.hash()
+    again = [world.step(a).image for a in (1, 3, 2, 2)]
+    assert all(np.array_equal(a, b) for a, b in zip(ahead, again, strict=True))
+    assert world.snapshot().hash() == after
+    assert world.memory.keyframes
+
+
+def test_real_frames_of_the_context_are_held_as_they_are() -> None:
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    obs = np.stack([tiny_frames(4, seed=i) for i in range(2)])
+    dream = BatchDream(engine)
+    dream.reset(obs, np.ones((2, 3), np.int64), np.zeros(2, np.int64))
+    assert dream._state is not None
+    bank = dream._state.bank
+    assert bank.images is not None
+    for b in range(2):
+        for slot in bank.filled[b].nonzero()[:, 0].tolist():
+            real = obs[b, int(bank.born[b, slot])]
+            assert np.array_equal(bank.images[slot][b].permute(1, 2, 0).numpy(), real)
+    assert dream.step(np.array([1, 2])).shape == (2, HEIGHT, WIDTH, 3)
+    assert dream.context_predictions(obs, np.ones((2, 3), np.int64), np.zeros(2, np.int64)).shape[1] == 3
+
+
+def test_ablations_change_what_is_dreamed() -> None:
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    obs = np.stack([tiny_frames(6, seed=i) for i in range(2)])
+    pictures = {}
+    for part in (None, "no-keyframes", "shuffled-keyframes"):
+        dream = BatchDream(engine) if part is None else AblatedDream(engine, part)
+        dream.reset(obs, np.full((2, 5), 2, np.int64), np.zeros(2, np.int64))
+        pictures[part] = [dream.step(np.array([3, 3])) for _ in range(3)][-1]
+    assert not np.array_equal(pictures[None], pictures["no-keyframes"])
+
+
+def test_what_an_episode_would_hold_comes_in_time() -> None:
+    ticks, grid = 40, (LATENT_GRID[0], LATENT_GRID[1])
+    pose = np.zeros((ticks + 1, 3), np.float32)
+    pose[:, 2] = np.linspace(0, 4, ticks + 1)
+    episode = Episode(
+        {"source": "mazes", "licence": "test", "actions": [a.name for a in ACTIONS], "phases": 5},
+        frames=tiny_frames(ticks + 1),
+        actions=np.zeros(ticks, np.int16),
+        phases=np.zeros(ticks, np.uint8),
+        pose=pose,
+        sound=None,
+        rewards=np.zeros(ticks, np.float32),
+        depth=np.full((ticks + 1, HEIGHT // 4, WIDTH // 4), 100, np.float16),
+    )
+    latents = np.zeros((ticks + 1, 4, *grid), np.float16)
+    memory = Remembered([episode], [pose], [latents], 100.0, size=6)
+    held = memory.held([(0, 20), (0, 0)], 10, LENS, ASPECT, count=4, later=2).views
+    assert held.held.shape == (2, 10, 6) and held.wall.shape[-1] == WIDTH // 4
+    assert float(held.wall[0, 0, 0]) == 1.0
+    for b, start in enumerate((20, 0)):
+        for k in range(6):
+            since = held.held[b, :, k].nonzero()[:, 0].tolist()
+            if since:  # what is looked at at a tick was taken at it or before
+                tick = int(np.abs(pose[:, 2] - float(held.pose[b, k, 2])).argmin())
+                assert since[0] == max(0, tick - start) and since == list(range(since[0], 10))
+    assert held.held[0, 0].sum() >= 2 and held.held[1, 0].sum() == 1
+    assert held.held[:, -1].sum() > held.held[:, 0].sum()
+
+
+def test_config_tells_worlds_that_recall() -> None:
+    assert replace(RECALLING, name="x").dynamics.recall and not RECALLING.dynamics.pose

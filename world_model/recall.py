@@ -1,0 +1,272 @@
+"""Memory as places: what held keyframes show from another pose.
+
+A world that is new every time has no map in its weights. What it has seen is in its keyframes: each holds
+its picture, the pose it was taken from, and how far the wall is in each column. Walls are upright, floor and
+ceiling level at two known heights, so that is enough to say what every pixel of a keyframe is a picture of,
+and where it is seen from elsewhere. Looking from a pose means: where does each line of sight meet the walls
+of each keyframe, which keyframe shows that point best, and what colour is it there?
+
+Nothing here is learned but the field of view; the depths and poses are the dream's own (`recollection.py`).
+
+Axes: B dreams, T poses of each, K keyframes, C columns with a depth, R rows and L columns of lines of sight.
+Lengths are in half extents, poses as in `place.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NEAR = 0.01
+"""Nothing is seen nearer than this."""
+NOTHING = 20.0
+"""Depth of a wall that no keyframe shows."""
+JOINED = 1.4
+"""Neighbouring columns whose depths differ by more than this factor show different walls."""
+SLACK = (0.008, 0.06)
+"""By how much, and by which part of it, a depth may be off before something counts as hidden."""
+ASIDE = 0.5
+"""What it costs a keyframe to be taken from elsewhere, per angle; a factor of e in size costs 1."""
+HIDDEN = -1e4
+
+
+class Views(NamedTuple):
+    """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
+    wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from."""
+
+    image: Tensor
+    pose: Tensor
+    wall: Tensor
+    held: Tensor
+
+
+class Lens(NamedTuple):
+    """How pictures are taken: tangent of half the horizontal field of view, and floor and ceiling over the
+    eye."""
+
+    spread: Tensor
+    heights: tuple[float, float]
+
+
+class Sighting(NamedTuple):
+    """What lines of sight find, all (B, T, R, L): which keyframe shows it best, at (..., 2) where in it in
+    [-1, 1] x [-1, 1], known, quality (0 is best), depth, and whether it is a wall."""
+
+    which: Tensor
+    at: Tensor
+    known: Tensor
+    quality: Tensor
+    depth: Tensor
+    wall: Tensor
+
+
+def into_view(xy: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (..., 2) of the plan -> how far ahead of, and how far to the right of, a pose (..., 3)."""
+    cos, sin = pose[..., 2].cos(), pose[..., 2].sin()
+    dx, dy = xy[..., 0] - pose[..., 0], xy[..., 1] - pose[..., 1]
+    return dx * cos + dy * sin, dx * sin - dy * cos
+
+
+def onto_plan(ahead: Tensor, right: Tensor, pose: Tensor) -> Tensor:
+    """The inverse of `into_view`: (..., 2)."""
+    cos, sin = pose[..., 2].cos(), pose[..., 2].sin()
+    return torch.stack(
+        (pose[..., 0] + ahead * cos + right * sin, pose[..., 1] + ahead * sin - right * cos), -1
+    )
+
+
+def centres(count: int, device: torch.device) -> Tensor:
+    """Middles of `count` equal parts of (-1, 1)."""
+    return (torch.arange(count, device=device) + 0.5) * 2 / count - 1
+
+
+def wall_points(views: Views, lens: Lens) -> Tensor:
+    """Where the walls of keyframes stand: (B, K, C, 2)."""
+    right = views.wall * centres(views.wall.shape[-1], views.wall.device) * lens.spread
+    return onto_plan(views.wall, right, views.pose[:, :, None])
+
+
+def joined(views: Views) -> Tensor:
+    """(B, K, C - 1): whether neighbouring columns show the same wall."""
+    one, other = views.wall[..., :-1], views.wall[..., 1:]
+    return torch.maximum(one, other) < JOINED * torch.minimum(one, other)
+
+
+def wall_lines(views: Views, lens: Lens) -> tuple[Tensor, Tensor, Tensor]:
+    """The walls of all keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them are held at
+    the first of the poses (B, 1, N)."""
+    points = wall_points(views, lens)
+    shown = joined(views) & views.held[:, 0, :, None]
+    start, end = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
+    return start[:, None], end[:, None], shown.flatten(1)[:, None]
+
+
+def wall_depths(views: Views, lens: Lens, pose_BT3: Tensor, columns: int) -> Tensor:
+    """(B, T, K, L): at which depth each column of a picture taken from `pose` meets the walls that each
+    keyframe shows; NOTHING where it meets none."""
+    points = wall_points(views, lens)[:, None]
+    ahead, right = into_view(points, pose_BT3[:, :, None, None])
+    slope = centres(columns, pose_BT3.device) * lens.spread
+    # Left of the line of sight or right of it: a wall is met between two points that differ in that.
+    side = right[..., None, :] - slope[:, None] * ahead[..., None, :]
+    first, second = side[..., :-1], side[..., 1:]
+    met = (
+        (first * second <= 0)
+        & (first != second)
+        & joined(views)[:, None, :, None]
+        & views.held[..., None, None]
+    )
+    part = first / (first - second + (first == second))
+    depth = ahead[..., None, :-1] + part * (ahead[..., 1:] - ahead[..., :-1])[..., None, :]
+    return torch.where(met & (depth > NEAR), depth, NOTHING).amin(-1)
+
+
+def look(views: Views, lens: Lens, pose_BT3: Tensor, rows: int, columns: int, aspect: float) -> Sighting:
+    """What R x L lines of sight, spread evenly over a picture taken from each pose, find in the keyframes.
+
+    aspect: height of the picture by its width.
+    """
+    depth, wall = _surfaces(wall_depths(views, lens, pose_BT3, columns), lens, rows, aspect)
+    at, away, visible = _project(views, lens, pose_BT3, depth, aspect)
+    aside = (views.pose[:, None, :, :2] - pose_BT3[:, :, None, :2]).norm(dim=-1)
+    quality = -(away.clamp(min=NEAR) / depth).log().abs() - ASIDE * aside[..., None, None] / depth
+    quality = quality.masked_fill(~visible, HIDDEN)
+    best = quality.max(2, keepdim=True)
+    which = best.indices
+
+    def chosen(x: Tensor) -> Tensor:
+        return x.gather(2, which)[:, :, 0]
+
+    at = at.gather(2, which[..., None].expand(*which.shape, 2))[:, :, 0]
+    known = best.values[:, :, 0] > HIDDEN
+    quality = best.values[:, :, 0].clamp(min=-4.0)
+    return Sighting(which[:, :, 0], at, known, quality, chosen(depth), chosen(wall))
+
+
+def finer(
+    views: Views, lens: Lens, pose_BT3: Tensor, coarse: Sighting, times: int, aspect: float
+) -> Sighting:
+    """The same at `times` as many rows and columns, each in the keyframe that was best around it."""
+    which, known, quality = (
+        x.repeat_interleave(times, 2).repeat_interleave(times, 3)
+        for x in (coarse.which, coarse.known, coarse.quality)
+    )
+    rows, columns = which.shape[2:]
+    depths = wall_depths(views, lens, pose_BT3, columns)
+    depth, wall = _surfaces(depths, lens, rows, aspect, which)
+    at, _, _ = _project(views, lens, pose_BT3, depth, aspect, which)
+    return Sighting(which, at, known, quality, depth, wall)
+
+
+def colours(image: Tensor, found: Sighting) -> Tensor:
+    """Pictures (B, K, 3, h, w) of the keyframes, of any size, read where `found` says, bilinearly:
+    (B, T, 3, R, L) in [-1, 1], 0 where nothing is known."""
+    b, k, channels, h, w = image.shape
+    flat = image.permute(0, 1, 3, 4, 2).reshape(-1, channels)
+    x = ((found.at[..., 0] + 1) * (w / 2) - 0.5).clamp(0, w - 1)
+    y = ((found.at[..., 1] + 1) * (h / 2) - 0.5).clamp(0, h - 1)
+    left, top = x.floor().clamp(max=w - 2), y.floor().clamp(max=h - 2)
+    u, v = (x - left)[..., None], (y - top)[..., None]
+    first = torch.arange(b, device=image.device)[:, None, None, None] * k + found.which
+    index = (first * h + top.long()) * w + left.long()
+
+    def read(offset: int) -> Tensor:
+        return flat[index + offset].float()
+
+    upper = read(0) * (1 - u) + read(1) * u
+    lower = read(w) * (1 - u) + read(w + 1) * u
+    mixed = (upper * (1 - v) + lower * v) * found.known[..., None]
+    if image.dtype == torch.uint8:
+        mixed = mixed * (2 / 255) - found.known[..., None].float()
+    return mixed.permute(0, 1, 4, 2, 3)
+
+
+def shrunk(image: Tensor, times: int) -> Tensor:
+    """uint8 (B, K, 3, H, W) -> float in [-1, 1], each side divided by `times`."""
+    small = F.avg_pool2d(image.flatten(0, 1).float(), times).mul_(2 / 255).sub_(1)
+    return small.unflatten(0, image.shape[:2])
+
+
+def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: float) -> Tensor:
+    """Positions (B, count) of the keyframes that together show most of what is seen from a pose.
+
+    Greedy: each next one is that which adds most. Where fewer are held, some come twice.
+    """
+    depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
+    _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
+    aside = (views.pose[:, None, :, :2] - pose_B3[:, None, None, :2]).norm(dim=-1)[..., None, None]
+    cost = (away.clamp(min=NEAR) / depth).log().abs() + ASIDE * aside / depth
+    worth = torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
+    # Where nothing of the view is known, the nearest are the ones to feel walls by.
+    tie = 1e-3 / (1 + (views.pose[..., :2] - pose_B3[:, None, :2]).norm(dim=-1)) * views.held[:, 0]
+    have = torch.zeros_like(worth[:, 0])
+    picks = []
+    for _ in range(count):
+        gain = (worth - have[:, None]).clamp(min=0).sum(-1) + tie
+        pick = gain.argmax(1)
+        rows = torch.arange(len(pick), device=pick.device)
+        have = torch.maximum(have, worth[rows, pick])
+        tie = tie.index_put((rows, pick), torch.full_like(tie[rows, pick], -1.0))
+        picks.append(pick)
+    found = torch.stack(picks, 1)
+    return torch.where(views.held[:, 0].gather(1, found), found, found[:, :1])
+
+
+def take(views: Views, positions_BR: Tensor) -> Views:
+    """The keyframes at these positions."""
+    rows = torch.arange(len(positions_BR), device=positions_BR.device)[:, None]
+    held = views.held[rows, :, positions_BR].transpose(1, 2)
+    return Views(
+        views.image[rows, positions_BR], views.pose[rows, positions_BR], views.wall[rows, positions_BR], held
+    )
+
+
+def _surfaces(
+    walls_BTKL: Tensor, lens: Lens, rows: int, aspect: float, which: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Depth of what is met, and whether it is a wall: (B, T, K, R, L); (B, T, R, L) for one keyframe each.
+
+    A keyframe's own walls count for it, unless another one knows of a nearer wall.
+    """
+    nearest = walls_BTKL.amin(2, keepdim=True)
+    own = torch.where(walls_BTKL < nearest * (1 + SLACK[1]) + SLACK[0], walls_BTKL, nearest)
+    down = centres(rows, own.device) * aspect * lens.spread
+    floor, ceiling = lens.heights
+    level = (torch.where(down > 0, -floor, ceiling) / down.abs())[:, None]
+    met = own[..., None, :] if which is None else own.gather(2, which)
+    return torch.minimum(met, level), (met < level).float()
+
+
+def _project(
+    views: Views, lens: Lens, pose_BT3: Tensor, depth: Tensor, aspect: float, which: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where points at `depth` are in the keyframes: place in the picture (..., 2), depth there, visible."""
+    rows, columns = depth.shape[-2:]
+    across = centres(columns, depth.device) * lens.spread
+    below = centres(rows, depth.device)[:, None] * aspect * lens.spread * depth
+    pose = pose_BT3[:, :, None, None] if which is not None else pose_BT3[:, :, None, None, None]
+    xy = onto_plan(depth, depth * across, pose)
+    if which is None:
+        taken = views.pose[:, None, :, None, None]
+    else:
+        first = torch.arange(len(which), device=which.device)[:, None, None, None]
+        taken = views.pose[first, which]
+    away, right = into_view(xy, taken)
+    scale = lens.spread * away.clamp(min=NEAR)
+    at = torch.stack((right / scale, below / (scale * aspect)), -1)
+    if which is not None:
+        return at, away, away > NEAR
+    inside = (away > NEAR) & (at.abs() < 1).all(-1)
+    count = views.wall.shape[-1]
+    column = ((at[..., 0] + 1) * (count / 2) - 0.5).clamp(0, count - 1)
+    low = column.floor().clamp(max=count - 2)
+    flat = views.wall[:, None].expand(-1, depth.shape[1], -1, -1)
+    index = low.long().flatten(3)
+    before, after = flat.gather(3, index), flat.gather(3, index + 1)
+    part = (column - low).flatten(3)
+    wall = (before + part * (after - before)).view(column.shape)
+    visible = inside & (away < wall * (1 + SLACK[1]) + SLACK[0]) & (depth < NOTHING)
+    return at, away, visible & views.held[..., None, None]

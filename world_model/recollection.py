@@ -1,0 +1,275 @@
+"""The sense of place of a world that is new every time: no map, but what was seen on the way.
+
+The dream counts its poses from where it began. `Stride` says how an action moves the player, walls as they
+are remembered included; while real frames come in, `Odometer` puts that right from what changed between two
+of them; `Rangefinder` says how far the walls of a keyframe are. With these, `recall.py` looks at what the
+held keyframes show from the next pose, and small convolutions make of it what trunk and decoder use.
+
+Nothing outside the model sets pose or depth: those of the episodes are for training alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.config import DynamicsConfig
+from world_model.field import FREE, ROOM
+from world_model.map import Detail, Gaze, Glance
+from world_model.place import FEELERS, HISTORY, MOTION_UNIT, Place, compose
+from world_model.recall import Lens, Sighting, Views, colours, finer, look, onto_plan, shrunk, wall_lines
+
+COARSE_CHANNELS = 10
+FINE_CHANNELS = 16
+COARSE_STEP = 4
+"""Pixels of a picture to a line of sight of the coarse look."""
+DEPTHS = (0.01, 8.0)
+"""Between which walls are told, in half extents."""
+WAY = 4
+"""Points of the way of a tick at which walls are felt for, its start among them."""
+
+
+class Rangefinder(nn.Module):
+    """Latent (F, C, h, w) -> log of how far the wall is in each of 4 w columns (F, 4 w)."""
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 96) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(
+            nn.Conv2d(latent_dim, dim // 2, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(dim // 2, dim // 2, 3, padding=1),
+        )
+        self.columns = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(dim // 2 * grid[0], dim, (1, 3), padding=(0, 1)),
+            nn.SiLU(),
+            nn.Conv2d(dim, dim, (1, 3), padding=(0, 1)),
+            nn.SiLU(),
+            nn.Conv2d(dim, 4, 1),
+        )
+
+    def forward(self, z_FChw: Tensor) -> Tensor:
+        tall = self.enter(z_FChw).flatten(1, 2)[:, :, None]
+        told = self.columns(tall)[:, :, 0].float()
+        low, high = (torch.tensor(d).log().item() for d in DEPTHS)
+        return (told.transpose(1, 2).flatten(1) - 1.0).clamp(low, high)
+
+
+class Stride(nn.Module):
+    """(place, action, phase, how far walls are around the player) -> the motion (..., 3) of the tick.
+
+    It knows neither coordinates nor compass: a dream's own begin anywhere.
+    """
+
+    def __init__(self, actions: int, phases: int, dim: int = 256) -> None:
+        super().__init__()
+        self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
+        self.embed_phase = nn.Embedding(phases, 8)
+        inputs = 8 * len(FEELERS) + 3 + 8 * (HISTORY + 1) + 8
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
+        )
+        self.out = nn.Linear(dim, 3)
+
+    def forward(self, place: Place, act: Tensor, phase: Tensor, around: Tensor) -> Tensor:
+        unit = torch.tensor(MOTION_UNIT, device=act.device)
+        none = self.embed_action.num_embeddings - 1
+        actions = torch.cat((place.history, act[..., None]), -1)
+        told = (
+            around.detach() / FREE,
+            place.motion / unit,
+            self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2),
+            self.embed_phase(phase),
+        )
+        return self.out(self.layers(torch.cat(told, -1))).float() * unit
+
+
+class Odometer(nn.Module):
+    """Two latents in a row and the motion (F, 3) that was expected between them -> the motion that was."""
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 64) -> None:
+        super().__init__()
+        cells = grid[0] * grid[1] // 4
+        self.expect = nn.Linear(3, dim)
+        self.stem = nn.Conv2d(2 * latent_dim, dim, 3, padding=1)
+        self.layers = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * dim, 2 * dim, 1),
+            nn.SiLU(),
+            nn.Conv2d(2 * dim, 16, 1),
+            nn.Flatten(),
+            nn.SiLU(),
+            nn.Linear(16 * cells, 128),
+            nn.SiLU(),
+        )
+        self.out = nn.Linear(128, 3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, before: Tensor, after: Tensor, motion: Tensor) -> Tensor:
+        unit = torch.tensor(MOTION_UNIT, device=motion.device)
+        x = self.stem(torch.cat((before, after - before), 1))
+        x = x + self.expect(motion / unit)[..., None, None]
+        return motion + 0.2 * unit * self.out(self.layers(x)).float()
+
+
+class Recollection(nn.Module):
+    """All of the sense of place of a world whose map is what it has seen."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        grid: tuple[int, int],
+        actions: int,
+        phases: int,
+        config: DynamicsConfig,
+    ) -> None:
+        super().__init__()
+        self.grid, self.heights = grid, config.heights
+        self.aspect = grid[0] / grid[1]
+        self.rangefinder = Rangefinder(latent_dim, grid)
+        self.stride = Stride(actions, phases)
+        self.odometer = Odometer(latent_dim, grid)
+        self.glance = Glance(latent_dim, 4 * COARSE_CHANNELS)
+        self.gaze = Gaze(COARSE_CHANNELS, FINE_CHANNELS)
+        self.spread = nn.Parameter(torch.tensor(1.2))
+        """Tangent of half the horizontal field of view."""
+        hand_on(self.gaze, FINE_CHANNELS * 3 // 4)
+
+    @property
+    def lens(self) -> Lens:
+        return Lens(self.spread.float(), self.heights)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a keyframe whose depth is known."""
+        return 4 * self.grid[1]
+
+    def walls(self, z_FChw: Tensor) -> Tensor:
+        """How far the wall is in each column of real or dreamed latents: (F, columns)."""
+        return self.rangefinder(z_FChw).exp()
+
+    def around(self, views: Views, pose_F3: Tensor) -> Tensor:
+        """How far remembered walls are from points around the player (F, 8 len(FEELERS)), ahead first.
+
+        F poses are T of each of the B dreams of `views`, in this order; all keep to what the first holds.
+        """
+        angle = torch.arange(8, device=pose_F3.device) * (torch.pi / 4)
+        ring = torch.cat([radius * torch.stack((angle.cos(), angle.sin()), -1) for radius in FEELERS])
+        feelers = onto_plan(ring[:, 0], ring[:, 1], pose_F3[:, None])
+        return self._clear(views, feelers)
+
+    def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
+        """The place after a tick with this action (F,), by dead reckoning; nobody gets through a wall."""
+        motion = self.stride(place, act, phase, self.around(views, place.pose))
+        # A wall has no thickness in memory: feel for it all along the way.
+        parts = torch.linspace(0, 1, WAY, device=motion.device)[:, None] * motion[:, None]
+        free = self._clear(views, compose(place.pose[:, None], parts)[..., :2])
+        blocked = (free[:, 1:].amin(1) < ROOM) & (free[:, 1:].amin(1) < free[:, 0])
+        motion = torch.where(blocked[:, None], motion * motion.new_tensor([0.0, 0.0, 1.0]), motion)
+        pose = compose(place.pose, motion)
+        history = torch.cat((place.history[..., 1:], act[..., None]), -1)
+        return Place(pose, motion, place.variance, history)
+
+    def correct(self, before: Tensor, after: Tensor, start: Place, end: Place) -> Place:
+        """`end`, put right by the two real latents that were seen at `start` and there."""
+        motion = self.odometer(before, after, end.motion)
+        return end._replace(pose=compose(start.pose, motion), motion=motion)
+
+    def look(self, views: Views, pose_F3: Tensor) -> Sighting:
+        """A coarse look from F poses, T of each of the B dreams of `views`."""
+        rows, columns = (16 // COARSE_STEP * side for side in self.grid)
+        pose = pose_F3.view(len(views.held), -1, 3)
+        return look(views, self.lens, pose, rows, columns, self.aspect)
+
+    def seen(self, views: Views, pose_F3: Tensor) -> Tensor:
+        """(F, SEEN_CHANNELS, h, w), the first of them a latent in (-1, 1)."""
+        with torch.autocast(pose_F3.device.type, enabled=False):
+            found = self.look(views, pose_F3.float())
+            told = self._told(views, found)
+        seen: Tensor = self.glance(F.pixel_unshuffle(told, 2))
+        return seen
+
+    def detail(self, views: Views, pose_F3: Tensor) -> Detail:
+        """What the decoder is given."""
+        with torch.autocast(pose_F3.device.type, enabled=False):
+            pose = pose_F3.float().view(len(views.held), -1, 3)
+            coarse = self.look(views, pose_F3.float())
+            told = self._told(views, coarse)
+            found = finer(views, self.lens, pose, coarse, COARSE_STEP, self.aspect)
+            paint = colours(views.image, found).flatten(0, 1)
+            known = found.known.flatten(0, 1)[:, None].float()
+            fine = F.pixel_unshuffle(torch.cat((paint, known), 1), 2)
+        detail: Detail = self.gaze(told, fine)
+        return detail
+
+    def _told(self, views: Views, found: Sighting) -> Tensor:
+        """Colour of what is seen and how it is met: (F, COARSE_CHANNELS, R, L)."""
+        colour = colours(shrunk(views.image, COARSE_STEP), found).flatten(0, 1)
+        rows = colour.shape[2]
+        log = found.depth.flatten(0, 1).clamp(*DEPTHS).log()
+        slope = F.pad(log[..., 1:] - log[..., :-1], (0, 1)).clamp(-1, 1)
+        down = (torch.arange(rows, device=log.device) + 0.5)[:, None] * 2 / rows - 1
+        known, wall = found.known.flatten(0, 1).float(), found.wall.flatten(0, 1)
+        quality = torch.where(found.known, found.quality, -4.0).flatten(0, 1)
+        more = torch.stack((known, quality, log, 4 * slope, wall, down.expand_as(log), log.exp().rsqrt()), 1)
+        return torch.cat((colour, more), 1)
+
+    @torch.no_grad()
+    def _clear(self, views: Views, xy_FN2: Tensor) -> Tensor:
+        """Distance (F, N) from points to the nearest remembered wall, at most FREE."""
+        start, end, shown = wall_lines(views, self.lens)
+        asked = xy_FN2.reshape(len(start), -1, 1, 2).float()
+        along = end - start
+        part = ((asked - start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-9)
+        away = (start + part.clamp(0, 1)[..., None] * along - asked).norm(dim=-1)
+        return away.masked_fill(~shown, FREE).amin(-1).view(xy_FN2.shape[:2]).clamp(max=FREE)
+
+
+@torch.no_grad()
+def hand_on(gaze: Gaze, colours: int) -> None:
+    """Starts a gaze so that its first channels are the colours that it is given, and their negatives.
+
+    silu(x) - silu(-x) is x: pairs of opposite channels carry a picture through the layers unharmed.
+    """
+    enter, leave = gaze.fine[0], gaze.fine[2]
+    assert isinstance(enter, nn.Conv2d) and isinstance(leave, nn.Conv2d)
+    for layer in (enter, leave):
+        layer.weight[: 2 * colours] = 0
+        layer.bias[: 2 * colours] = 0  # type: ignore[index]
+    for c in range(colours):
+        enter.weight[c, c], enter.weight[colours + c, c] = 1, -1
+        for sign, row in ((1, c), (-1, colours + c)):
+            leave.weight[row, c], leave.weight[row, colours + c] = sign, -sign
+    nn.init.zeros_(gaze.choose.weight)
+    nn.init.zeros_(gaze.choose.bias)  # type: ignore[arg-type]
+    for block in gaze.blocks:
+        last = block[-1]  # type: ignore[index]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+@torch.no_grad()
+def show_what_was_handed(out: nn.Conv2d) -> None:
+    """Starts a painter so that it paints the colours that `hand_on` hands it."""
+    colours = out.out_channels
+    nn.init.zeros_(out.weight)
+    nn.init.zeros_(out.bias)  # type: ignore[arg-type]
+    for c in range(colours):
+        out.weight[c, c, 1, 1], out.weight[c, colours + c, 1, 1] = 1, -1
+
+
+def nothing_held(
+    batch: int, keyframes: int, columns: int, size: tuple[int, int], device: torch.device
+) -> Views:
+    """The views of dreams that remember nothing."""
+    return Views(
+        torch.zeros(batch, keyframes, 3, *size, dtype=torch.uint8, device=device),
+        torch.zeros(batch, keyframes, 3, device=device),
+        torch.full((batch, keyframes, columns), DEPTHS[1], device=device),
+        torch.zeros(batch, 1, keyframes, dtype=torch.bool, device=device),
+    )

@@ -1,0 +1,241 @@
+"""Stage `recall`: how far walls are, how an action moves the player, and what is remembered of a view.
+
+It takes the part of `place` in worlds that are new every time. Each of its parts learns from single frames,
+pairs and short walks, so it sees far more of them than the trunk sees clips.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.data.dataset import LatentDataset, action_history
+from world_model.data.remembered import Held
+from world_model.dream import DreamEngine, WorldModel
+from world_model.evaluation.metrics import laplacian_energy, psnr
+from world_model.place import Place, compose, motion_between, wrap
+from world_model.recall import Views
+from world_model.recollection import DEPTHS, Recollection, show_what_was_handed
+from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8
+from world_model.training.pictures import save_rows
+
+FRAMES, PICTURES, WALKS = 128, 8, 32
+TICKS = 16
+MOTION_ERROR = (0.002, 0.002, 0.01)
+"""Unit of the motion loss: about one map unit, half a degree."""
+POSE_ERROR = (math.log(0.0005), math.log(0.01))
+"""Range of how far off the pose is from which a picture is remembered, in half extents (log)."""
+WALL_ERROR = 0.02
+"""Of the logarithm of what a keyframe tells of its walls."""
+LATENT_NOISE = 0.1
+EDGE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class RecallBatch:
+    """Frames: z (F, C, h, w), walls (F, columns) the depth in each column. Pictures uint8 (P, H, W, 3), their
+    latents (P, C, h, w) and poses (P, 3), and what was held then. Walks: tracks (S, T + 2, 3) of poses, one
+    before the start, z (S, T + 1, C, h, w), act and phase (S, T), history (S, HISTORY), what was held."""
+
+    z: Tensor
+    walls: Tensor
+    pictures: NDArray[np.uint8]
+    pictured: Tensor
+    stand: Tensor
+    remembered: Held
+    tracks: Tensor
+    walk: Tensor
+    act: Tensor
+    phase: Tensor
+    history: Tensor
+    held: Held
+
+
+def recollecting(world: WorldModel) -> nn.ModuleDict:
+    """What this stage trains: the recollection, and how the decoder paints it."""
+    assert world.dynamics.recollection is not None, "this world has a map, or no sense of place at all"
+    assert world.tokenizer.decoder.detail is not None
+    return nn.ModuleDict(
+        {"recollection": world.dynamics.recollection, "painter": world.tokenizer.decoder.detail}
+    )
+
+
+class RecallStage:
+    """Trains the parts of `Recollection` side by side."""
+
+    name = "recall"
+
+    def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
+        self.device = torch.device(device)
+        self._world, self._data, self._held_out = world, data, held_out
+        self.model: nn.Module = recollecting(world).requires_grad_(True)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert world.dynamics.recollection is not None and world.tokenizer.decoder.detail is not None
+        self.recollection: Recollection = world.dynamics.recollection
+        self._painter = world.tokenizer.decoder.detail
+        show_what_was_handed(self._painter.out)
+        sample = np.concatenate([z[::100].ravel() for z in data.latents[:20]])
+        self._variance = float(sample.astype(np.float32).var())
+
+    def batch(self, rng: np.random.Generator, done: float) -> RecallBatch:
+        return _draw(self._data, rng, FRAMES, PICTURES, WALKS)
+
+    def loss(self, batch: RecallBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        z, walls = batch.z.to(self.device), batch.walls.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            told = self.recollection.rangefinder(_noised(z))
+            ranged = (told - walls.clamp(*DEPTHS).log()).abs().mean()
+            moved, steered = self._walk_loss(batch)
+            painted, glanced = self._picture_loss(batch)
+        metrics = {"paint": painted, "seen": glanced, "range": ranged, "motion": moved, "odometer": steered}
+        total = painted + 0.3 * glanced + 0.5 * ranged + 0.2 * moved + 0.2 * steered
+        return total, {k: v.item() for k, v in metrics.items()}
+
+    def _picture_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+        """What keyframes show of a picture against the picture and its latent, where they show it."""
+        x, z = to_float(batch.pictures, self.device), batch.pictured.to(self.device)
+        views = _shaky(batch.remembered.to(self.device).views)
+        size = torch.exp(torch.empty(len(z), 1, device=self.device).uniform_(*POSE_ERROR))
+        error = size * torch.randn(len(z), 3, device=self.device) * size.new_tensor([1.0, 1.0, 2.0])
+        near = compose(batch.stand.to(self.device), error)
+        detail = self.recollection.detail(views, near)
+        out = self._painter.paint(detail.fine).float()
+        known = self._known(views, near)
+        out = torch.where(known, out, x)
+        painted = reconstruction_loss(out, x) + EDGE_WEIGHT * (laplacian(out) - laplacian(x)).abs().mean()
+        seen = self.recollection.seen(views, near)[:, : z.shape[1]]
+        share = F.avg_pool2d(known.float(), 16)
+        glanced = ((seen - z).square() * share).mean() / share.mean().clamp(min=0.05) / self._variance
+        return painted, glanced
+
+    def _known(self, views: Views, pose: Tensor) -> Tensor:
+        """(P, 1, H, W), where the keyframes show something."""
+        with torch.no_grad():
+            known = self.recollection.look(views, pose).known.flatten(0, 1)[:, None].float()
+        return F.interpolate(known, scale_factor=4) > 0.5
+
+    def _walk_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+        """Dead reckoning over a stretch, and the same steps put right by what was seen."""
+        tracks, act, phase = (t.to(self.device) for t in (batch.tracks, batch.act, batch.phase))
+        z = batch.walk.to(self.device)
+        views = _shaky(batch.held.to(self.device).views)
+        start = tracks[:, 1]
+        place = Place(start, motion_between(tracks[:, 0], start), start * 0, batch.history.to(self.device))
+        unit = torch.tensor(MOTION_ERROR, device=self.device)
+        moved = steered = torch.zeros((), device=self.device)
+        for t in range(act.shape[1]):
+            now = views._replace(held=views.held[:, t : t + 1])
+            place = self.recollection.move(place, act[:, t], phase[:, t], now)
+            truth = motion_between(tracks[:, t + 1], tracks[:, t + 2])
+            own = (place.motion - truth) / unit
+            away = place.pose - tracks[:, t + 2]
+            away = torch.cat((away[:, :2], wrap(away[:, 2:])), 1) / unit
+            moved = moved + F.smooth_l1_loss(own, torch.zeros_like(own))
+            moved = moved + 0.3 * F.smooth_l1_loss(away, torch.zeros_like(away))
+            if t % 4 == 0:  # what was expected may be wrong: a wall that nobody remembers
+                doubt = place.motion.detach() * (1 + 0.3 * torch.randn(len(truth), 1, device=self.device))
+                seen = (self.recollection.odometer(z[:, t], z[:, t + 1], doubt) - truth) / unit
+                steered = steered + F.smooth_l1_loss(seen, torch.zeros_like(seen))
+        return moved / act.shape[1], 4 * steered / act.shape[1]
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> dict[str, float]:
+        """Real frames above what memory alone shows from their poses, gray where it knows nothing."""
+        batch = _draw(self._held_out, np.random.default_rng(0), 64, 32, 32, ticks=32)
+        views = own_walls(self.recollection, batch.remembered)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            detail = self.recollection.detail(views, batch.stand)
+            shown = to_uint8(self._painter.paint(detail.fine).clamp(-1, 1))
+            told = self.recollection.rangefinder(batch.z)
+            seen = self.recollection.seen(views, batch.stand)
+        known = self._known(views, batch.stand)[:, 0].numpy()
+        real = batch.pictures
+        save_rows(path, [list(part[i : i + 8]) for i in (0, 8, 16) for part in (real, shown)], shrink=2)
+        share = known.reshape(len(known), -1).mean(1)
+        full = share >= min(0.9, float(np.median(share)))
+        glance = DreamEngine(self._world, torch.bfloat16).decode(seen[:, : batch.z.shape[1]])
+        pairs = [(a, b) for a, b, ok in zip(shown, real, full, strict=True) if ok]
+        glanced = [psnr(a, b) for a, b, ok in zip(glance, real, full, strict=True) if ok]
+        scores = {
+            "known": float(known.mean()),
+            "memory_psnr": float(np.mean([psnr(a, b) for a, b in pairs])),
+            "memory_sharp": sum(laplacian_energy(a) for a, _ in pairs)
+            / sum(laplacian_energy(b) for _, b in pairs),
+            "glance_psnr": float(np.mean(glanced)),
+            "range_percent": 100 * float((told - batch.walls.clamp(*DEPTHS).log()).abs().median()),
+        }
+        return scores | self._walked(batch)
+
+    def _walked(self, batch: RecallBatch) -> dict[str, float]:
+        """How far off a walk is at its end: dreamed, and while real frames come in."""
+        units = self._world.config.pose_scale
+        views, scores = own_walls(self.recollection, batch.held), {}
+        start = batch.tracks[:, 1]
+        for name in ("walk", "seen"):
+            place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
+            for t in range(batch.act.shape[1]):
+                now, before = views._replace(held=views.held[:, t : t + 1]), place
+                place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
+                if name == "seen":
+                    place = self.recollection.correct(batch.walk[:, t], batch.walk[:, t + 1], before, place)
+            miss = (place.pose[:, :2] - batch.tracks[:, -1, :2]).norm(dim=1) * units
+            scores[f"{name}{batch.act.shape[1]}_units"] = float(miss.mean())
+            turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
+            scores[f"{name}{batch.act.shape[1]}_degrees"] = float(turned.mean())
+        return scores
+
+
+def own_walls(recollection: Recollection, held: Held) -> Views:
+    """What was held, with walls as the rangefinder sees them."""
+    walls = recollection.walls(held.z.flatten(0, 1)).view_as(held.views.wall)
+    return held.views._replace(wall=walls)
+
+
+def _shaky(views: Views) -> Views:
+    """The game's own depths, as imperfect as a rangefinder's."""
+    return views._replace(wall=views.wall * torch.exp(WALL_ERROR * torch.randn_like(views.wall)))
+
+
+def _noised(z: Tensor) -> Tensor:
+    return z + LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
+
+
+def _draw(
+    data: LatentDataset,
+    rng: np.random.Generator,
+    frames: int,
+    pictures: int,
+    walks: int,
+    ticks: int = TICKS,
+) -> RecallBatch:
+    lengths = np.array([len(e) for e in data.episodes])
+
+    def draw(count: int, first: int, last: int) -> list[tuple[int, int]]:
+        which = rng.choice(len(lengths), count, p=lengths / lengths.sum())
+        return [(int(i), int(rng.integers(first, lengths[i] - last + 1))) for i in which]
+
+    single, shown, begun = draw(frames, 0, 0), draw(pictures, 0, 1), draw(walks, 1, ticks)
+    poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
+    remembered, held = data.held(shown, 1), data.held(begun, ticks)
+    assert remembered is not None and held is not None
+    return RecallBatch(
+        torch.from_numpy(np.stack([data.latents[i][t] for i, t in single])).float(),
+        torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in single])),
+        np.stack([data.episodes[i].frames[t + 1] for i, t in shown]),
+        torch.from_numpy(np.stack([data.latents[i][t + 1] for i, t in shown])).float(),
+        torch.from_numpy(np.stack([poses[i][t + 1] for i, t in shown])),
+        remembered,
+        torch.from_numpy(np.stack([poses[i][s - 1 : s + ticks + 1] for i, s in begun])),
+        torch.from_numpy(np.stack([data.latents[i][s : s + ticks + 1] for i, s in begun])).float(),
+        torch.from_numpy(np.stack([data.episodes[i].actions[s : s + ticks] for i, s in begun]).astype(int)),
+        torch.from_numpy(np.stack([data.episodes[i].phases[s : s + ticks] for i, s in begun]).astype(int)),
+        torch.from_numpy(np.stack([action_history(data.episodes[i].actions, s) for i, s in begun])),
+        held,
+    )
