@@ -135,12 +135,16 @@ class LatentDataset:
         self.remembered = Remembered(self.episodes, poses, self.latents, scale, recall.size)
         self._recall = recall
 
-    def held(self, places: list[tuple[int, int]], ticks: int) -> Held | None:
-        """What would be looked at in the clips that start at (episode, tick); None in a world with a map."""
+    def held(self, places: list[tuple[int, int]], ticks: int, pictures: bool = True) -> Held | None:
+        """What would be looked at in the clips that start at (episode, tick); None in a world with a map.
+
+        Without `pictures` it serves to feel for walls.
+        """
         recall = self._recall
         if recall is None:
             return None
-        return self.remembered.held(places, ticks, recall.lens, recall.aspect, recall.looked, recall.later)
+        how = (recall.lens, recall.aspect, recall.looked, recall.later)
+        return self.remembered.held(places, ticks, *how, pictures)
 
     def pose(self, index: int) -> NDArray[np.float32] | None:
         """Normalised pose (T + 1, 3) of an episode."""

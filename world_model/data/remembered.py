@@ -48,20 +48,30 @@ class Remembered:
         return row
 
     def held(
-        self, places: list[tuple[int, int]], ticks: int, lens: Lens, aspect: float, count: int, later: int
+        self,
+        places: list[tuple[int, int]],
+        ticks: int,
+        lens: Lens,
+        aspect: float,
+        count: int,
+        later: int,
+        pictures: bool = True,
     ) -> Held:
         """For clips that start at (episode, tick): up to `count` keyframes of what was held then, those that
         show most of what the clip sees, and the first `later` of those that it takes in itself, each from
-        the tick after it on. held is (B, `ticks`, count + later); poses of tick t are those after t + 1."""
+        the tick after it on. held is (B, `ticks`, count + later); tick t leads to frame t + 1.
+        Without `pictures` these are empty."""
         chosen = [self._choose(i, s, ticks, lens, aspect, count, later) for i, s in places]
         at = [[c if c >= 0 else s for c in row] for (_, s), row in zip(places, chosen, strict=True)]
         now = np.array([s for _, s in places])[:, None] + np.arange(ticks)
         born = np.array([[c if c >= 0 else 2**31 for c in row] for row in chosen])
         pairs = [(self._episodes[i], i, row) for (i, _), row in zip(places, at, strict=True)]
+        images = torch.zeros(len(places), count + later, 0, dtype=torch.uint8)
+        if pictures:
+            frames = np.stack([np.stack([e.frames[t] for t in row]) for e, _, row in pairs])
+            images = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
         views = Views(
-            torch.from_numpy(np.stack([np.stack([e.frames[t] for t in row]) for e, _, row in pairs]))
-            .permute(0, 1, 4, 2, 3)
-            .contiguous(),
+            images,
             torch.from_numpy(np.stack([self._poses[i][row] for _, i, row in pairs])),
             torch.from_numpy(np.stack([self._walls[i][row] for _, i, row in pairs])),
             torch.from_numpy(born[:, None] <= now[..., None]),

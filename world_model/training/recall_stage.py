@@ -223,7 +223,7 @@ def _draw(
 
     single, shown, begun = draw(frames, 0, 0), draw(pictures, 0, 1), draw(walks, 1, ticks)
     poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
-    remembered, held = data.held(shown, 1), data.held(begun, ticks)
+    remembered, held = data.held(shown, 1), data.held(begun, ticks, pictures=False)
     assert remembered is not None and held is not None
     return RecallBatch(
         torch.from_numpy(np.stack([data.latents[i][t] for i, t in single])).float(),
