@@ -24,7 +24,7 @@ from world_model.memory import KeyframeBank
 from world_model.place import Place, PlaceModel, compose, motion_between
 from world_model.recall import Views, retrieve
 from world_model.recollection import nothing_held
-from world_model.settle import Aligner, settle, sharpen
+from world_model.settle import Aligner, fuse, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
 
@@ -39,7 +39,8 @@ class WorldModel(nn.Module):
         self.dynamics = Dynamics(
             config.dynamics, tok.latent_dim, tok.grid, len(config.actions), config.phases
         )
-        self.aligner = Aligner(tok.latent_dim, tok.grid) if config.dynamics.pose else None
+        placed = config.dynamics.pose or config.dynamics.recall
+        self.aligner = Aligner(tok.latent_dim, tok.grid) if placed else None
         self.audio: AudioModel | None = None
         if config.audio is not None:
             features = config.dynamics.conv_dim + SEEN_CHANNELS
@@ -161,7 +162,7 @@ class DreamEngine:
         latent = (z_BChw.shape[1], *self.config.tokenizer.grid)
         return DreamState(
             z=z_BChw,
-            place=PlaceModel.nowhere(batch, self.device),
+            place=self._nowhere(batch),
             trunk=self.model.dynamics.trunk.init_state(batch, self.device),
             bank=KeyframeBank.empty(
                 batch, self.config.dynamics.keyframes, latent, self.device, self._held_picture
@@ -248,7 +249,16 @@ class DreamEngine:
             if before is None:
                 return state
             place = recollection.correct(before.z, state.z, before.place, state.place)
+            if state.attended.shape[1] and self.model.aligner is not None:
+                seen = recollection.seen(self._views(state.bank, state.attended), place.pose)
+                told = self.model.aligner(state.z, seen[:, : state.z.shape[1]])
+                place = fuse(place, told)
         return replace(state, place=place)
+
+    def _nowhere(self, batch: int) -> Place:
+        """The place where a dream begins: anywhere, or, without a map, where its coordinates begin."""
+        place = PlaceModel.nowhere(batch, self.device)
+        return place._replace(variance=place.variance * 0) if self.config.dynamics.recall else place
 
     @torch.no_grad()
     def tick(
@@ -422,7 +432,7 @@ class BatchDream:
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         for t in range(act.shape[1]):
             held = state
-            state = self.engine.tick(state, actions[:, t], real=np.stack([o[t] for o in obs]))
+            state = self._imagined(state, actions[:, t], np.stack([o[t] for o in obs]))
             frames.append(self.engine.show(state))
             path.append(state.place)
             before, state, seen = held, replace(state, z=z[:, t + 1]), z[:, : t + 2]
@@ -433,6 +443,10 @@ class BatchDream:
             if t + 1 > SETTLE_AT[-1]:
                 state = self.engine.follow(state, path[-FOLLOW_FRAMES:], seen[:, -FOLLOW_FRAMES:])
         return np.stack(frames, 1)
+
+    def _imagined(self, state: DreamState, act_B: Tensor, real: NDArray[np.uint8]) -> DreamState:
+        """One tick of `context_predictions`, for those who look at a state before it is painted."""
+        return self.engine.tick(state, act_B, real=real)
 
     def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Frames (..., H, W, 3) encoded and decoded: the ceiling of every prediction."""

@@ -26,6 +26,8 @@ COARSE_STEP = 4
 """Pixels of a picture to a line of sight of the coarse look."""
 DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
+ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
+"""Standard deviation of what an odometer tells of a tick."""
 WAY = 4
 """Points of the way of a tick at which walls are felt for, its start among them."""
 
@@ -178,7 +180,8 @@ class Recollection(nn.Module):
     def correct(self, before: Tensor, after: Tensor, start: Place, end: Place) -> Place:
         """`end`, put right by the two real latents that were seen at `start` and there."""
         motion = self.odometer(before, after, end.motion)
-        return end._replace(pose=compose(start.pose, motion), motion=motion)
+        variance = start.variance + end.pose.new_tensor(ODOMETER_ERROR).square()
+        return end._replace(pose=compose(start.pose, motion), motion=motion, variance=variance)
 
     def look(self, views: Views, pose_F3: Tensor) -> Sighting:
         """A coarse look from F poses, T of each of the B dreams of `views`."""

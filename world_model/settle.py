@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from world_model.atlas import Atlas
 from world_model.field import ROOM
-from world_model.place import Place, PlaceModel, compose, motion_between, wrap
+from world_model.place import SIGHT_CORRELATION, Place, PlaceModel, compose, motion_between, wrap
 
 FROM = 2
 """Frame whose pose is guessed. At the first the momentum from before the context is not yet known."""
@@ -78,6 +78,17 @@ class Aligner(nn.Module):
         x = torch.cat((seen_FChw - z_FChw, z_FChw), 1).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
         out = self.layers(x.contiguous(memory_format=torch.channels_last)).float()
         return Alignment(out[:, :3] * out.new_tensor(UNIT), out[:, [3, 3, 5]].clamp(-14, 2))
+
+
+def fuse(place: Place, told: Alignment) -> Place:
+    """A place put right by an alignment, as far as each is to be trusted (a Kalman filter)."""
+    unit = told.motion.new_tensor(UNIT)
+    noise = told.log_variance.exp() * unit.square() * SIGHT_CORRELATION
+    # An alignment far outside of what both allow has compared unlike places.
+    outlier = (told.motion.square() / (place.variance + noise) / 9).clamp(min=1)
+    gain = place.variance / (place.variance + noise * outlier)
+    pose = compose(place.pose, gain * told.motion)
+    return place._replace(pose=pose, variance=(1 - gain) * place.variance)
 
 
 def settle(

@@ -1,7 +1,7 @@
 """Stage `align`: how far is what the map shows from what was really seen?
 
-The map stays as it is. It is read from poses that are off by anything between a map unit and a corridor's
-width, and the `Aligner` learns to tell by how much from the two latents.
+The map stays as it is, or what is held in memory. It is read from poses that are off by anything between a
+map unit and a corridor's width, and the `Aligner` learns to tell by how much from the two latents.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from world_model.data.dataset import LatentDataset
+from world_model.data.remembered import Held
 from world_model.dream import WorldModel
 from world_model.place import compose, motion_between, wrap
 from world_model.settle import UNIT, Aligner
+from world_model.training.dynamics_stage import own_views
 
-FRAMES = 96
+FRAMES, RECALLED = 96, 32
+"""Frames of a batch; fewer where each comes with all that is remembered of it."""
 OFF = (math.log(0.001), math.log(0.08))
 """Standard deviation of a pose's error, in half extents; twice that in radians (log)."""
 NOISE = 0.1
 """Of the latent: a world's own tokenizer is not the last word about a picture."""
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Held | None]
 
 
 class AlignStage:
@@ -33,16 +36,16 @@ class AlignStage:
     name = "align"
 
     def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
-        assert world.aligner is not None and world.dynamics.place is not None
+        assert world.aligner is not None, "this world has no sense of place"
         self.device = torch.device(device)
-        self._map = world.dynamics.place.map.requires_grad_(False)
+        self._dynamics = world.dynamics.requires_grad_(False)
         self._data, self._held_out = data, held_out
         self.model: nn.Module = world.aligner.requires_grad_(True)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._aligner: Aligner = world.aligner
 
     def batch(self, rng: np.random.Generator, done: float) -> Batch:
-        return _draw(self._data, rng, FRAMES)
+        return _draw(self._data, rng, FRAMES if self._dynamics.place is not None else RECALLED)
 
     def loss(self, batch: Batch, done: float) -> tuple[Tensor, dict[str, float]]:
         miss, truth, log_variance = self._tell(batch)
@@ -54,11 +57,11 @@ class AlignStage:
         return likelihood + straight, {"left": (away.median() / before.median()).item()}
 
     def _tell(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        z, pose, near = (x.to(self.device) for x in batch)
+        z, pose, near = (x.to(self.device) for x in batch[:3])
+        held = None if batch[3] is None else batch[3].to(self.device)
         truth = motion_between(near, pose)
         with torch.autocast(self.device.type, torch.bfloat16):
-            with torch.no_grad():
-                seen = self._map.seen(near)[:, : z.shape[1]]
+            seen = self._seen(near, held)[:, : z.shape[1]]
             told = self._aligner(
                 z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z), seen
             )
@@ -66,15 +69,27 @@ class AlignStage:
         return torch.cat((miss[:, :2], wrap(miss[:, 2:])), 1), truth, told.log_variance
 
     @torch.no_grad()
+    def _seen(self, pose: Tensor, held: Held | None) -> Tensor:
+        """What the map, or memory, shows from poses (F, 3)."""
+        place, recollection = self._dynamics.place, self._dynamics.recollection
+        if place is not None:
+            seen: Tensor = place.map.seen(pose)
+            return seen
+        views = own_views(self._dynamics, held, forgotten=0.0)
+        assert recollection is not None and views is not None
+        return recollection.seen(views, pose)
+
+    @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """What is left of an error of 2, 8 and 32 thousandths of the map after one and after four looks."""
         rng = np.random.default_rng(0)
         scores = {}
         for off in (0.005, 0.02, 0.06):
-            z, pose, near = _draw(self._held_out, rng, 128, off)
+            z, pose, near, held = _draw(self._held_out, rng, 128, off)
+            held = None if held is None else held.to(self.device)
             for look in range(4):
                 with torch.autocast(self.device.type, torch.bfloat16):
-                    seen = self._map.seen(near.to(self.device))[:, : z.shape[1]]
+                    seen = self._seen(near.to(self.device), held)[:, : z.shape[1]]
                     near = compose(near, self._aligner(z.to(self.device), seen).motion.cpu())
                 if look in (0, 3):
                     left = (near[:, :2] - pose[:, :2]).norm(dim=1)
@@ -83,13 +98,20 @@ class AlignStage:
 
 
 def _draw(data: LatentDataset, rng: np.random.Generator, frames: int, off: float | None = None) -> Batch:
-    """Latents z (F, C, h, w), the poses (F, 3) they were seen from, and poses near them."""
+    """Latents z (F, C, h, w), the poses (F, 3) they were seen from, poses near them, and what was held a tick
+    before in a world that recalls."""
     lengths = np.array([len(e) for e in data.episodes])
     which = rng.choice(len(lengths), frames, p=lengths / lengths.sum())
-    ticks = [int(rng.integers(0, lengths[i] + 1)) for i in which]
+    ticks = [int(rng.integers(1, lengths[i] + 1)) for i in which]
     z = np.stack([data.latents[i][t] for i, t in zip(which, ticks, strict=True)])
     poses = [data.pose(i) for i in which]
     pose = np.stack([p[t] for p, t in zip(poses, ticks, strict=True) if p is not None])
     spread = np.exp(rng.uniform(*OFF, (frames, 1))) if off is None else off
     near = pose + spread * np.array([1.0, 1.0, 2.0]) * rng.standard_normal((frames, 3))
-    return torch.from_numpy(z).float(), torch.from_numpy(pose), torch.from_numpy(near.astype(np.float32))
+    held = data.held([(int(i), t - 1) for i, t in zip(which, ticks, strict=True)], 1)
+    return (
+        torch.from_numpy(z).float(),
+        torch.from_numpy(pose),
+        torch.from_numpy(near.astype(np.float32)),
+        held,
+    )

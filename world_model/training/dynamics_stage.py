@@ -216,10 +216,13 @@ FORGOTTEN = 0.1
 
 
 @torch.no_grad()
-def own_views(dynamics: Dynamics, held: Held | None) -> Views | None:
-    """What a clip's dream looks at, with walls as it sees them; None in a world that does not recall."""
+def own_views(dynamics: Dynamics, held: Held | None, forgotten: float = FORGOTTEN) -> Views | None:
+    """What a clip's dream looks at, with walls as it sees them; None in a world that does not recall.
+
+    In a part of the clips, `forgotten`, nothing is remembered.
+    """
     if held is None or dynamics.recollection is None:
         return None
     walls = dynamics.recollection.walls(held.z.flatten(0, 1)).view_as(held.views.wall)
-    forgotten = torch.rand(len(walls), 1, 1, device=walls.device) < FORGOTTEN
-    return held.views._replace(wall=walls, held=held.views.held & ~forgotten)
+    kept = torch.rand(len(walls), 1, 1, device=walls.device) >= forgotten
+    return held.views._replace(wall=walls, held=held.views.held & kept)

@@ -13,7 +13,7 @@ from world_model.evaluation.metrics import laplacian_energy
 from world_model.scenes import Scene, save_scene
 from world_model.training.card import EVAL_NAME, read_metrics, write_card
 from world_model.training.pictures import write_png
-from world_model.training.run import ORDER, PLACE, RECALL, SOUND, load_run
+from world_model.training.run import ORDER, SOUND, foreign_stages, load_run
 from world_model.types import DataError
 from world_model.world import save_world
 
@@ -67,8 +67,7 @@ def choose_scenes(episodes: list[Episode], count: int) -> list[tuple[Episode, in
 
 def needed_stages(config: WorldConfig) -> tuple[str, ...]:
     """Stages without which the world of a run would hold untrained weights."""
-    optional = {"rollout", "decoder"} | (set() if config.dynamics.pose else set(PLACE))
-    optional |= set() if config.dynamics.recall else set(RECALL)
+    optional = {"rollout", "decoder"} | foreign_stages(config)
     return tuple(s for s in ORDER if s not in optional) + (() if config.audio is None else SOUND)
 
 

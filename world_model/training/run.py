@@ -37,11 +37,13 @@ from world_model.training.recall_stage import RecallStage, recollecting
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
 from world_model.types import FPS, DataError
 
-ORDER = ("tokenizer", "place", "align", "recall", "trunk", "head", "rollout", "decoder")
-PLACE = ("place", "align")
+ORDER = ("tokenizer", "place", "recall", "align", "trunk", "head", "rollout", "decoder")
+PLACE = ("place",)
 """Of these, what only a world with a map has."""
 RECALL = ("recall",)
-"""And what only a world has that is new every time."""
+"""What only a world has that is new every time."""
+ALIGN = ("align",)
+"""And what needs one of the two."""
 SOUND = ("codec", "audio")
 """Stages after these in a world with sound."""
 SHARES = {
@@ -118,10 +120,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     if config.stages == ORDER and material.world.config.audio is not None:
         config = dataclasses.replace(config, stages=(*ORDER, *SOUND))
     stages = config.stages
-    if not material.world.config.dynamics.pose:
-        stages = tuple(s for s in stages if s not in PLACE)
-    if not material.world.config.dynamics.recall:
-        stages = tuple(s for s in stages if s not in RECALL)
+    foreign = foreign_stages(material.world.config)
+    stages = tuple(s for s in stages if s not in foreign)
     for name in stages:
         torch.manual_seed(config.seed)
         stage = material.stage(name)
@@ -140,6 +140,16 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
         if not Trainer(stage, budget, config.run).run(say):
             say("stopped; the same command goes on from here")
             return
+
+
+def foreign_stages(config: WorldConfig) -> set[str]:
+    """Those of ORDER that this world has nothing for."""
+    dynamics, foreign = config.dynamics, set[str]()
+    if not dynamics.pose:
+        foreign |= set(PLACE)
+    if not dynamics.recall:
+        foreign |= set(RECALL)
+    return foreign if dynamics.pose or dynamics.recall else foreign | set(ALIGN)
 
 
 def load_run(run: Path) -> WorldModel:
