@@ -31,6 +31,7 @@ from world_model.recall import (
     wall_depths,
 )
 from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
+from world_model.settle import Alignment, fuse
 from world_model.world import load_world
 
 LENS = Lens(torch.tensor(1.2), (-0.1, 0.2))
@@ -272,3 +273,13 @@ def test_what_an_episode_would_hold_comes_in_time() -> None:
 
 def test_config_tells_worlds_that_recall() -> None:
     assert replace(RECALLING, name="x").dynamics.recall and not RECALLING.dynamics.pose
+
+
+def test_an_alignment_counts_as_far_as_it_is_to_be_trusted() -> None:
+    place = PlaceModel.nowhere(1, "cpu")._replace(variance=torch.full((1, 3), 1e-5))
+    motion = torch.tensor([[0.01, 0.0, 0.02]])
+    sure, unsure = (fuse(place, Alignment(motion, torch.full((1, 3), v))) for v in (-12.0, 2.0))
+    assert 0.005 < float(sure.pose[0, 0]) <= 0.01 and float(sure.variance[0, 0]) < 5e-6
+    assert float(unsure.pose[0, 0]) < 0.001 and float(unsure.variance[0, 0]) > 9e-6
+    began = PlaceModel.nowhere(1, "cpu")._replace(variance=torch.zeros(1, 3))  # where coordinates begin
+    assert bool((fuse(began, Alignment(motion, torch.full((1, 3), -12.0))).pose == 0).all())
