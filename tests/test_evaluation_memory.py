@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import ACTIONS, tiny_data, tiny_model
+from tiny import ACTIONS, TINY, tiny_data, tiny_model
 from toy_game import NAMES, Deaf, Perfect, ToySource, toy_data
+from world_model.config import AudioConfig
 from world_model.data import sources
 from world_model.data.sources import Observation
 from world_model.dream import BatchDream, DreamEngine, DreamState
@@ -24,6 +25,7 @@ from world_model.evaluation.revisit import loop_closure, recall, retrace, turn
 from world_model.evaluation.rollout import one_tick, rollout
 from world_model.evaluation.walks import (
     PAUSE,
+    EndedError,
     can_mirror,
     out_and_back,
     remembering,
@@ -34,8 +36,10 @@ from world_model.evaluation.walks import (
     way_out,
 )
 from world_model.evaluation.windows import CONTEXT, HeldOut, held_out, windows
-from world_model.evaluation.worlds import PARTS, AblatedDream, CheckedDream
+from world_model.evaluation.worlds import PARTS, AblatedDream, CheckedDream, check_finite
 from world_model.types import Action, DataError, SourceError, WorldError
+
+HEARD = replace(TINY, audio=AudioConfig(latent_dim=8, dim=8, head_dim=16))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,12 @@ def test_walks_that_end_in_death_are_left_out() -> None:
     assert [int(c.seed or 0) % 2 for c in there_and_back(Mortal(), 2, 30)] == [0, 0]
     with pytest.raises(DataError, match="ended during 4 of 4 walks"):
         there_and_back(Mortal(always=True), 2, 30)
+
+
+def test_turns_that_end_in_death_are_left_out() -> None:
+    assert [int(c.seed or 0) % 2 for c in turn_clips(Mortal(), 2)] == [0, 0]
+    with pytest.raises(DataError, match="ended during 4 of 4 turns"):
+        turn_clips(Mortal(always=True), 2)
 
 
 def test_a_game_that_ends_is_no_false_alarm(data: HeldOut) -> None:
@@ -181,6 +191,43 @@ def test_the_real_game_is_a_perfect_dreamer(data: HeldOut) -> None:
     game.close()
 
 
+def test_the_real_game_shows_its_last_picture_and_then_has_ended(data: HeldOut) -> None:
+    clip = windows(data, 4, 1, moving=True)[0]
+
+    class Doomed(ToySource):
+        """Ends two ticks after the clip's context."""
+
+        def reset(self, seed: int) -> Observation:
+            self._left = clip.start + CONTEXT + 1
+            return super().reset(seed)
+
+        def step(self, action: int) -> Observation:
+            self._left -= 1
+            return replace(super().step(action), terminated=self._left <= 0)
+
+    shown = dream(SourceDreamer("toy", Doomed), [clip])
+    for k in range(3):
+        np.testing.assert_array_equal(next(shown)[0], clip.real(k))
+    with pytest.raises(EndedError, match="ended before the protocol did"):
+        next(shown)
+
+
+def test_the_real_game_is_heard(data: HeldOut) -> None:
+    class Loud(ToySource):
+        def step(self, action: int) -> Observation:
+            return replace(super().step(action), sound=np.full((8, 2), action, np.int16))
+
+    clips = windows(data, 2, 2, moving=True)
+    for make, loud in ((Loud, True), (ToySource, False)):
+        game = SourceDreamer("toy", make)
+        game.reset_clips(clips)
+        assert game.heard is None
+        game.step(np.array([1, 2]))
+        assert (game.heard is not None) == loud
+        if game.heard is not None:
+            assert game.heard.shape == (2, 8, 2) and game.heard[:, 0, 0].tolist() == [1, 2]
+
+
 def test_a_game_that_does_not_reproduce_its_recording_is_an_error(data: HeldOut) -> None:
     class Other(ToySource):
         def reset(self, seed: int) -> sources.Observation:
@@ -264,6 +311,42 @@ def test_a_dream_that_comes_to_nan_is_an_error_though_its_pictures_are_pictures(
     dreamer = AblatedDream(engine, "no-window") if ablated else CheckedDream(engine)
     with pytest.raises(WorldError, match="NaN"):
         last_frame(dreamer, clips)
+
+
+def test_one_tick_ahead_of_a_dream_that_comes_to_nan_is_an_error_too(
+    engine: DreamEngine, clips: list[Clip]
+) -> None:
+    with torch.no_grad():
+        engine.model.dynamics.head.out.bias.fill_(torch.nan)
+    assert one_tick(BatchDream(engine), clips)["all"]["ticks"]  # it would be scored
+    with pytest.raises(WorldError, match="NaN"):
+        one_tick(CheckedDream(engine), clips)
+
+
+def test_sound_that_is_no_number_is_an_error_not_silence(clips: list[Clip]) -> None:
+    engine = DreamEngine(tiny_model(config=HEARD).for_inference(torch.float32))
+    dreamer = CheckedDream(engine)
+    last_frame(dreamer, clips)
+    state = dreamer._state
+    assert state is not None and state.sound is not None
+    broken = state.sound._replace(latent=torch.full_like(state.sound.latent, torch.nan))
+    with pytest.raises(WorldError, match="NaN"):
+        check_finite(replace(state, sound=broken), "tiny")
+    assert engine.model.audio is not None
+    with torch.no_grad():
+        next(engine.model.audio.head.parameters()).fill_(torch.nan)
+    with pytest.raises(WorldError, match="NaN or infinity in its sound"):
+        last_frame(dreamer, clips)
+
+
+def test_an_ablated_world_is_heard_and_reseeded_as_the_whole_one(clips: list[Clip]) -> None:
+    engine = DreamEngine(tiny_model(config=HEARD).for_inference(torch.float32))
+    ablated = AblatedDream(engine, "no-window", "tiny")
+    first = last_frame(ablated, clips)
+    assert ablated.heard is not None and ablated.heard.shape[0] == len(clips)
+    other = ablated.reseeded(5)
+    assert isinstance(other, AblatedDream) and other.name == ablated.name
+    assert (last_frame(other, clips) != first).any()
 
 
 def test_ablations_are_one_command_with_a_report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import main
 from tiny import tiny_data, tiny_world
 from toy_game import Perfect, ToySource, toy_data
 from world_model import load_world
-from world_model.checkpoint import read_json
+from world_model.checkpoint import read_json, write_json
 from world_model.data import sources
 from world_model.dream import BatchDream
 from world_model.evaluation import command, plots, sheets
@@ -25,11 +26,11 @@ from world_model.evaluation.baselines import Blurred, CopySeed, MeanFrame, Noise
 from world_model.evaluation.choose import choose_dreamer
 from world_model.evaluation.compare import ablate, compare, comparison_markdown
 from world_model.evaluation.plan import FULL, PROTOCOLS, QUICK, Plan, check_protocols, with_asked
-from world_model.evaluation.report import compact_json, evaluate
+from world_model.evaluation.report import compact_json, data_digest, evaluate
 from world_model.evaluation.rollout import rollout
 from world_model.evaluation.summary import headline, summary_markdown
 from world_model.evaluation.windows import HeldOut, held_out, windows
-from world_model.evaluation.worlds import CheckedDream
+from world_model.evaluation.worlds import AblatedDream, CheckedDream
 from world_model.training.card import EVAL_BYTES, add_evaluation, shown_command
 from world_model.types import DataError, SourceError
 from world_model.world import batch_dream
@@ -162,7 +163,7 @@ def test_a_protocol_that_is_asked_for_is_measured_by_a_quick_pass_too() -> None:
     assert QUICK.walks == QUICK.probe_windows == 0
     asked = with_asked(QUICK, ["probe", "memory"])
     assert asked.probe_windows == FULL.probe_windows // 4 and asked.walks == 2
-    assert asked.turns == QUICK.turns and asked.realness_clips == 0
+    assert asked.turns == QUICK.turns and asked.realness_clips == QUICK.realness_clips < FULL.realness_clips
 
 
 def test_a_protocol_that_cannot_be_measured_is_an_error_if_asked_for_and_told_if_not(
@@ -258,6 +259,35 @@ def test_comparing_what_cannot_be_paired_is_an_error(data: HeldOut) -> None:
         compare({"rollout": found[0]}, {"rollout_long": found[0]})
     with pytest.raises(DataError, match="different versions"):
         compare({"schema": 1, "rollout": found[0]}, {"schema": 2, "rollout": found[0]})
+    pairs = [({"sha256": "a"}, {"sha256": "b"}), ({"context": 8}, {"context": 32})]
+    for (one, other), says in zip(pairs, ("different data", "different length"), strict=True):
+        with pytest.raises(DataError, match=says):
+            compare({"data": one, "rollout": found[0]}, {"data": other, "rollout": found[0]})
+
+
+def test_the_same_windows_of_other_pictures_are_other_data(root: Path) -> None:
+    data = held_out(root)
+    first = data.episodes[0]
+    frames = np.array(first.frames)
+    frames[-1] //= 2
+    others = [
+        replace(first, frames=frames),
+        replace(first, actions=first.actions[::-1]),
+        replace(first, header=first.header | {"seed": 99}),
+    ]
+    digests = [data_digest(HeldOut(data.names, (e, *data.episodes[1:]))) for e in others]
+    assert data_digest(data) == data_digest(held_out(root)) and len({data_digest(data), *digests}) == 4
+
+
+def test_an_evaluation_says_of_which_weights_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVERIE_WORLDS", str(tmp_path / "worlds"))
+    world = tiny_world(tmp_path / "worlds" / "tiny")
+    wanted = read_json(world / "world.json")["weights_sha256"]
+    dream = batch_dream(world, head_steps=3)
+    for name in (str(world), "tiny", "baseline:no-window:tiny"):
+        assert command.weights_of(dream, name) == wanted
+    assert command.weights_of(CopySeed(), "baseline:copy-seed") is None
+    assert AblatedDream(dream.engine, "no-window").engine.head_steps == 3
 
 
 def test_two_dreamers_are_compared_by_one_command(
@@ -295,6 +325,20 @@ def test_an_evaluation_lands_beside_its_world(root: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="fewer windows"):
         add_evaluation(world, result | {"padding": "x" * EVAL_BYTES}, ["eval"])
     assert read_json(world / "eval.json") == result
+
+
+def test_a_small_pass_does_not_take_the_place_of_a_full_one(root: Path, tmp_path: Path) -> None:
+    result = evaluate(Perfect(), root, True, tmp_path / "eval", None, TINY, protocols=["control"])
+    world = tiny_world(tmp_path / "world")
+    add_evaluation(world, result, ["eval"])
+    small = result | {"plan": result["plan"] | {"windows": 1}}
+    with pytest.raises(DataError, match="larger pass"):
+        add_evaluation(world, small, ["eval"])
+    assert read_json(world / "eval.json") == result
+    add_evaluation(world, result, ["eval"])  # as large again
+    write_json(world / "eval.json", result | {"weights_sha256": "of other weights"})
+    add_evaluation(world, small, ["eval"])
+    assert read_json(world / "eval.json") == small
 
 
 def test_the_command_line_measures_a_baseline(

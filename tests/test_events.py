@@ -12,6 +12,7 @@ from world_model.evaluation.events import (
     box_psnr,
     flash_onsets,
     label_psnr,
+    label_psnrs,
     log_mel_distance,
     log_mel_scores,
     onset_f1,
@@ -64,20 +65,29 @@ def test_f1_matches_one_to_one_within_a_tick(found: list[int], expected: float) 
     assert onset_f1(events(30, found), events(30, [10, 20])) == pytest.approx(expected)
 
 
-def test_f1_without_any_event_is_perfect() -> None:
-    assert onset_f1(events(5, []), events(5, [])) == 1.0
+def test_f1_without_any_event_is_none() -> None:
+    assert onset_f1(events(5, []), events(5, [])) is None
 
 
 @pytest.mark.parametrize("offset", [-5, -1, 0, 3])
 def test_offset_tells_which_comes_later(offset: int) -> None:
-    seen = [20, 37, 61, 90]
-    heard = events(120, [t + offset for t in seen])
-    assert picture_sound_offset(events(120, seen), heard) == offset
+    seen = [20, 37, 61, 75, 90]
+    found = picture_sound_offset(events(120, seen), events(120, [t + offset for t in seen]))
+    assert found is not None and (found.ticks, found.pairs) == (offset, 5)
+    assert found.correlation > 0.9
 
 
-def test_offset_needs_events() -> None:
-    with pytest.raises(ValueError, match="none constant"):
-        picture_sound_offset(events(50, []), events(50, [3]))
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 10, 40])
+def test_unrelated_events_have_no_offset(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for _ in range(50):
+        seen, heard = (events(1200, rng.choice(1200, count, replace=False).tolist()) for _ in range(2))
+        assert picture_sound_offset(seen, heard) is None
+
+
+def test_offset_needs_rows_of_one_length() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        picture_sound_offset(events(50, [3]), events(51, [3]))
 
 
 def test_log_mel_tells_the_same_events_from_silence_and_shuffled_ticks() -> None:
@@ -108,3 +118,14 @@ def test_label_psnr_counts_the_kinds_asked_for() -> None:
     assert label_psnr(a, b, labels, frozenset({1})) == pytest.approx(20 * math.log10(5))
     assert label_psnr(a, b, labels, frozenset({2})) == 100.0
     assert math.isnan(label_psnr(a, b, labels, frozenset({3})))
+
+
+def test_label_psnr_comes_with_the_whole_of_the_pictures_that_have_a_box() -> None:
+    a = np.zeros((2, 20, 30, 3), np.uint8)
+    b = a.copy()
+    b[0] = 200  # has no box, so it counts for nothing
+    b[1, 2:6, 3:9] = 51
+    labels = np.zeros((2, 1, 5), np.int16)
+    labels[1] = [[1, 3, 2, 6, 4]]
+    own, whole = label_psnrs(a, b, labels)
+    assert whole == pytest.approx(own + 10 * math.log10(20 * 30 / 24))

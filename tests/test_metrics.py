@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from world_model.evaluation import metrics
 from world_model.evaluation.shift import horizontal_shift
 from world_model.evaluation.stats import mean_interval, ratio_interval
+from world_model.evaluation.tables import interval, share_interval, signed
 from world_model.types import DataError
 
 
@@ -127,6 +128,15 @@ def test_interval_holds_the_mean_and_widens_when_episodes_disagree() -> None:
     apart = mean_interval([1, 1, 1, 3, 3, 3], list("aaabbb"))
     assert same["mean"] == apart["mean"] == 2
     assert (same["low"], same["high"]) == (2, 2) and (apart["low"], apart["high"]) == (1, 3)
+
+
+def test_one_episode_has_a_mean_and_no_interval() -> None:
+    alone = mean_interval([1, 2, 3], list("aaa"))
+    assert alone == {"mean": 2, "low": None, "high": None, "n": 3, "episodes": 1}
+    assert interval(alone, " dB") == "2.00 dB (one episode, no interval)"
+    assert share_interval(alone | {"mean": 0.5}) == "50 % (one episode, no interval)"
+    both = mean_interval([1, 1, 3, 3], list("aabb"))
+    assert both["episodes"] == 2 and interval(both) == "2.00 (1.00 to 3.00)" and signed(both)[0] == "+"
 
 
 def test_interval_covers_the_true_mean_about_95_percent_of_the_time() -> None:

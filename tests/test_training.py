@@ -275,9 +275,36 @@ def _first(episode: Episode, ticks: int) -> Episode:
 def test_a_source_with_a_map_for_every_seed_has_no_map_in_the_weights(run: TrainConfig) -> None:
     pytest.importorskip("vizdoom")
     episode = load_split(run.data, "train")[0]
+    episode = replace(episode, frames=np.zeros((len(episode) + 1, 160, 256, 3), np.uint8))  # as the game's
     assert describe_world("rooms", [episode]).dynamics.pose
     mazes = replace(episode, header=episode.header | {"description": "a dim brick maze"})
-    assert not describe_world("mazes", [mazes]).dynamics.pose
+    dynamics = describe_world("mazes", [mazes]).dynamics
+    assert dynamics.recall and not dynamics.pose
+
+
+def test_the_tokenizer_preview_tells_things_and_bar_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, labels = np.full((4, 160, 256, 3), 90, np.uint8), np.zeros((4, 1, 5), np.int16)
+    labels[1:, 0] = [1, 30, 40, 16, 20]
+    other = np.zeros(3, np.uint8)
+    header = {"actions": ["idle"], "labels": ["imp"]}
+    episode = Episode(header, frames, other, other, None, None, other.astype(np.float32), labels=labels)
+
+    def reconstruct(model: object, frames: np.ndarray, device: object) -> np.ndarray:
+        out = frames + np.uint8(2)
+        out[:, 40:60, 30:46] += 10
+        out[:, 134:] += 4
+        return out
+
+    monkeypatch.setattr(tokenizer_stage, "reconstruct", reconstruct)
+    preview = TokenizerPreview([episode], torch.device("cpu"), view=134)
+    found = preview(Tokenizer(TINY.tokenizer), tmp_path / "sheet.png")
+    assert found["things"] == pytest.approx(20 * np.log10(255 / 12), abs=0.01)
+    assert found["bar"] == pytest.approx(20 * np.log10(255 / 6), abs=0.01)
+    assert found["around"] > found["things"] + 3
+    bare = TokenizerPreview([replace(episode, labels=None)], torch.device("cpu"))
+    assert not {"things", "around", "bar"} & set(bare(Tokenizer(TINY.tokenizer), tmp_path / "sheet.png"))
 
 
 def test_without_a_map_the_decoder_learns_from_real_latents(run: TrainConfig) -> None:

@@ -42,6 +42,9 @@ STATUS_BAR: Final = (0, 134, 256, 26)
 FIELDS: Final = {"SELECTED_WEAPON_AMMO": (24, 136, 27, 14), "HEALTH": (55, 136, 27, 14)}
 """Boxes of the status bar that show a number of up to three digits, flush right, by the variable shown."""
 
+BAR_LATE: Final = 1
+"""Ticks by which the status bar of a picture comes after the variables of its tick."""
+
 FLASH: Final = (116, 66, 24, 24)
 """x, y, width, height of where the muzzle flashes."""
 

@@ -19,7 +19,11 @@ def shot_ticks(episode: Episode) -> NDArray[np.bool_]:
 
     A shot in the tick of a pickup is missed. Raises ValueError for an episode without game variables.
     """
-    ammo = _column(episode, "SELECTED_WEAPON_AMMO")
+    return shots_of(_column(episode, "SELECTED_WEAPON_AMMO"))
+
+
+def shots_of(ammo: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(T,): whether ammunition (T + 1,) is one less after a tick."""
     return np.asarray(np.diff(ammo) == -1)
 
 

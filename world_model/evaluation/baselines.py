@@ -83,17 +83,10 @@ class Blurred:
         self._dreamer, self._radius = dreamer, radius
 
     def reset(self, obs: NDArray[np.uint8], act: Ints, phase: Ints) -> Images:
-        return self._blur(self._dreamer.reset(obs, act, phase))
+        return box_blur(self._dreamer.reset(obs, act, phase), self._radius)
 
     def step(self, act: Ints) -> Images:
-        return self._blur(self._dreamer.step(act))
-
-    def _blur(self, images: Images) -> Images:
-        r = self._radius
-        x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-        for kernel, pad in (((1, 2 * r + 1), (r, r, 0, 0)), ((2 * r + 1, 1), (0, 0, r, r))):
-            x = F.avg_pool2d(F.pad(x, pad, "replicate"), kernel, 1)
-        return x.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+        return box_blur(self._dreamer.step(act), self._radius)
 
 
 class Frozen:
@@ -150,6 +143,15 @@ class OneTexture:
     def step(self, act: Ints) -> Images:
         self._frame = np.roll(self._frame, 5, axis=2)
         return self._frame
+
+
+def box_blur(images: Images, radius: int) -> Images:
+    """Every pixel (B, H, W, 3) as the mean of the square that reaches `radius` pixels around it."""
+    r = radius
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    for kernel, pad in (((1, 2 * r + 1), (r, r, 0, 0)), ((2 * r + 1, 1), (0, 0, r, r))):
+        x = F.avg_pool2d(F.pad(x, pad, "replicate"), kernel, 1)
+    return x.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
 
 
 def _mean(obs: NDArray[np.uint8]) -> NDArray[np.uint8]:

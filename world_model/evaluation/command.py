@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from world_model.checkpoint import read_world_json
 from world_model.data.collect import record_episode
 from world_model.data.episodes import SPLITS, write_episode
-from world_model.data.sources import SOURCES, make_source
+from world_model.data.sources import SOURCES, Source, make_source
 from world_model.evaluation.ablations import ablation_tables, ablations
 from world_model.evaluation.choose import Load, choose_dreamer, load_for
 from world_model.evaluation.compare import compare, comparison_markdown, comparison_tables
 from world_model.evaluation.html import figure, machine_table, page
 from world_model.evaluation.plan import FIGURES, FULL, QUICK, Plan, check_protocols
 from world_model.evaluation.plots import draw_differences, have_matplotlib
+from world_model.evaluation.protocol import Dreamer
 from world_model.evaluation.report import INSTALL, compact_json, evaluate, fresh_folder
 from world_model.evaluation.tables import as_html, markdown
 from world_model.files import read_json, write_atomic
-from world_model.types import DataError
+from world_model.paths import find_world
+from world_model.types import DataError, SourceError
 
 Say = Callable[[str], None]
 
@@ -63,11 +66,20 @@ def evaluate_one(request: Request, name: str, load: Load, say: Say) -> dict[str,
             say,
             request.protocols,
             request.machine,
+            weights_of(dreamer, name),
         )
     finally:
         close = getattr(dreamer, "close", None)
         if close is not None:
             close()
+
+
+def weights_of(dreamer: Dreamer, name: str) -> str | None:
+    """`weights_sha256` of the world that a dreamer was chosen from by `name`; None for what is no world."""
+    if not hasattr(dreamer, "engine"):
+        return None
+    world = (name.split(":", 2)[2:] or ["rooms"])[0] if name.startswith("baseline:") else name
+    return str(read_world_json(find_world(world))["weights_sha256"])
 
 
 def ablate_one(request: Request, name: str, load: Load, say: Say) -> str:
@@ -118,8 +130,8 @@ def data_of(against: str | None, out: Path, quick: bool, say: Say) -> tuple[Path
     root = out / "held_out" / against.replace(":", "_").replace("/", "_")
     missing = [i for i in range(RECORDED[quick]) if not _episode(root, i).exists()]
     if missing:
-        say(f"playing {len(missing)} held-out episodes of {against}")
-        game = make_source(against)
+        game, silent = _with_sound_if_there(against)
+        say(f"playing {len(missing)} held-out episodes of {against}{silent}")
         try:
             for i in missing:
                 episode = record_episode(game, SPLITS["test"] + i, RECORDED_TICKS)
@@ -134,8 +146,17 @@ def _prepare(request: Request, say: Say) -> tuple[Request, Path]:
     check_protocols(request.protocols)
     root, source = data_of(request.against, request.out, request.quick, say)
     if request.source or source:
-        make_source(request.source or source or "").close()
+        make_source(request.source or source or "", sound=False).close()
     return replace(request, against=str(root), source=request.source or source), root
+
+
+def _with_sound_if_there(source: str) -> tuple[Source, str]:
+    """The game, without its sound where that cannot be recorded: pictures are measured all the same. And what
+    to say of it."""
+    try:
+        return make_source(source), ""
+    except SourceError as err:
+        return make_source(source, sound=False), f" without sound ({err})"
 
 
 def _episode(root: Path, index: int) -> Path:

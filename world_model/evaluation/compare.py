@@ -41,10 +41,11 @@ def compare(a: Document, b: Document) -> dict[str, Any]:
     better) with its bootstrap interval over episodes, the share of clips in which a is ahead, and
     `better`: "a" or "b" where the interval leaves out zero, else "undecided". `verdict`: the one that is
     better in some figure while the other is better in none; else "undecided". `parts`: the difference of
-    PSNR at every tick. Raises DataError when the windows are not the same or nothing is shared.
+    PSNR at every tick. Raises DataError when the data or the windows are not the same or nothing is shared.
     """
     if a.get("schema") != b.get("schema"):
         raise DataError("the two evaluations were made by different versions; evaluate both again")
+    _check_data(a.get("data", {}), b.get("data", {}))
     shared = [part for part in PARTS if part in a and part in b]
     if not shared and not ("one_tick" in a and "one_tick" in b):
         raise DataError("the two evaluations share no rollouts; evaluate both with the same protocols")
@@ -66,7 +67,8 @@ def paired(a: Document, b: Document) -> dict[str, Any]:
 def advantage(ahead: Array, names: Sequence[str]) -> dict[str, Any]:
     """A mean difference with its interval, who is ahead how often, and who is better."""
     summary = mean_interval(ahead, names)
-    better = "a" if summary["low"] > 0 else "b" if summary["high"] < 0 else "undecided"
+    known = summary["low"] is not None  # one episode alone decides nothing
+    better = "a" if known and summary["low"] > 0 else "b" if known and summary["high"] < 0 else "undecided"
     return summary | {"a_ahead": round(float((ahead > 0).mean()), 4), "better": better}
 
 
@@ -126,6 +128,18 @@ def _figures(a: Document, b: Document, parts: Document) -> dict[str, Any]:
 def _verdict(figures: Document) -> str:
     winners = {v["better"] for v in figures.values()} - {"undecided"}
     return winners.pop() if len(winners) == 1 else "undecided"
+
+
+def _check_data(a: Document, b: Document) -> None:
+    """Raises DataError when the held-out episodes, or what is shown of them, are not the same: names and
+    seeds alone do not tell."""
+    if a.get("sha256") != b.get("sha256"):
+        raise DataError(
+            f"the two evaluations are of different data ({a.get('source')} and {b.get('source')}): the "
+            "held-out episodes are not the same; evaluate both on one data set"
+        )
+    if a.get("context") != b.get("context"):
+        raise DataError("the two evaluations showed contexts of different length; evaluate both again")
 
 
 def _same_clips(a: Document, b: Document) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,18 @@ FULL_SCALE = 32768.0
 MEL_WINDOW = 512
 REFRACTORY = 3
 """Ticks after an onset in which no other can begin: a bang rings on."""
+LEAST_PAIRS = 5
+LEAST_SHARE = 1 / 3
+"""What must coincide for an offset to be told: so many pairs, and of the rarer events so large a share."""
+
+
+class Offset(NamedTuple):
+    """By how many ticks one kind of event comes after another: `ticks`, how many `pairs` coincide at that
+    offset, and the correlation there."""
+
+    ticks: int
+    pairs: int
+    correlation: float
 
 
 def loudness(sound: NDArray[np.int16]) -> NDArray[np.float64]:
@@ -64,11 +76,9 @@ def _first(hot: Events) -> Events:
     return events
 
 
-def onset_f1(found: Events, true: Events, tolerance: int = 1) -> float:
-    """F1 of events matched one to one within `tolerance` ticks, 0 to 1; 1 when neither has any."""
+def matches(found: Events, true: Events, tolerance: int = 1) -> int:
+    """Pairs of events, matched one to one within `tolerance` ticks."""
     a, b = np.flatnonzero(found), np.flatnonzero(true)
-    if len(a) + len(b) == 0:
-        return 1.0
     matched = i = j = 0
     while i < len(a) and j < len(b):  # both sorted: matching the earliest pair first is best
         if abs(int(a[i]) - int(b[j])) <= tolerance:
@@ -77,7 +87,13 @@ def onset_f1(found: Events, true: Events, tolerance: int = 1) -> float:
             i += 1
         else:
             j += 1
-    return 2 * matched / (len(a) + len(b))
+    return matched
+
+
+def onset_f1(found: Events, true: Events, tolerance: int = 1) -> float | None:
+    """F1 of events matched one to one within `tolerance` ticks, 0 to 1; None when neither has any."""
+    total = int(found.sum()) + int(true.sum())
+    return 2 * matches(found, true, tolerance) / total if total else None
 
 
 def log_mel(sound: NDArray[np.int16], rate: int = 22050) -> NDArray[np.float64]:
@@ -109,22 +125,36 @@ def log_mel_scores(
     }
 
 
-def picture_sound_offset(seen: NDArray[Any], heard: NDArray[Any], reach: int = 12) -> int:
-    """Ticks by which `heard` comes after `seen` (negative: before), where their correlation peaks.
+def picture_sound_offset(seen: Events, heard: Events, reach: int = 12) -> Offset | None:
+    """By how many ticks `heard` comes after `seen` (negative: before), where their correlation peaks.
 
-    Both (T,): events or strengths. Ties go to the smallest offset. Raises ValueError when one is constant
-    or shorter than `reach` ticks.
+    Both (T,). Ties go to the smallest offset. None where fewer than LEAST_PAIRS events coincide there, or
+    less than LEAST_SHARE of the rarer kind: something always peaks, and unrelated events do so anywhere.
+    Raises ValueError for rows of unequal length, or shorter than `reach` ticks.
     """
-    a, b = (np.asarray(x, np.float64) - np.asarray(x, np.float64).mean() for x in (seen, heard))
-    if len(a) != len(b) or len(a) <= reach or not (a.any() and b.any()):
-        raise ValueError(f"an offset needs two rows of events of one length above {reach}, none constant")
+    if len(seen) != len(heard) or len(seen) <= reach:
+        raise ValueError(f"an offset needs two rows of events of one length above {reach}")
+    a, b = (x.astype(np.float64) - x.mean() for x in (seen, heard))
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    if scale == 0:
+        return None
 
     def likeness(shift: int) -> float:
-        early, late = (a, b) if shift >= 0 else (b, a)
-        return float(early[: len(a) - abs(shift)] @ late[abs(shift) :])
+        return float(np.dot(*_shifted(a, b, shift))) / scale
 
-    shifts = sorted(range(-reach, reach + 1), key=abs)
-    return max(shifts, key=lambda shift: round(likeness(shift), 9))
+    best = max(sorted(range(-reach, reach + 1), key=abs), key=lambda shift: round(likeness(shift), 9))
+    early, late = _shifted(seen, heard, best)
+    pairs, rarer = int((early & late).sum()), min(int(seen.sum()), int(heard.sum()))
+    if pairs < max(LEAST_PAIRS, LEAST_SHARE * rarer):
+        return None
+    return Offset(best, pairs, round(likeness(best), 4))
+
+
+def _shifted(seen: NDArray[Any], heard: NDArray[Any], shift: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What stands together when `heard` comes `shift` ticks after `seen`."""
+    if shift >= 0:
+        return seen[: len(seen) - shift], heard[shift:]
+    return seen[-shift:], heard[:shift]
 
 
 def crop(pictures: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
@@ -151,14 +181,26 @@ def label_psnr(
 
     kinds: count only these; without, all. The squares of all boxes' pixels go into one mean.
     """
-    squares = []
+    return label_psnrs(a, b, labels, kinds)[0]
+
+
+def label_psnrs(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], labels: NDArray[np.int16], kinds: frozenset[int] | None = None
+) -> tuple[float, float]:
+    """`label_psnr`, and PSNR of the whole of the same pictures: those that have such a box. NaN for none."""
+    boxes, wholes = [], []
     for x, y, row in zip(a, b, labels, strict=True):
         inside = np.zeros(x.shape[:2], bool)
         for kind, left, top, width, height in row.tolist():
             if kind and (kinds is None or kind in kinds):
                 inside[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)] = True
-        squares.append(_squares(x, y)[inside].ravel())
-    return _psnr(np.concatenate(squares) if squares else np.zeros(0))
+        if inside.any():
+            squares = _squares(x, y)
+            boxes.append(squares[inside].ravel())
+            wholes.append(squares.ravel())
+    if not boxes:
+        return math.nan, math.nan
+    return _psnr(np.concatenate(boxes)), _psnr(np.concatenate(wholes))
 
 
 def _squares(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:

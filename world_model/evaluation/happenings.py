@@ -1,130 +1,81 @@
 """Protocol `events`: what happens in a dream of a fight, and how it sounds, against the real game.
 
 Dreams go on from a context under the recorded actions. Monsters may act otherwise in them, and rightly so:
-what is compared tick by tick is what the player's own actions bring about, and of the rest how often.
+what is compared tick by tick is what the player's own actions bring about (`shots`), and of the rest how
+often it happens to a player who aims at nothing (`rates`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from world_model.data.arena import FIELDS, FLASH, ITEMS, MONSTERS, STATUS_BAR
-from world_model.evaluation import events
-from world_model.evaluation.digits import DigitReader, Reading, train_reader
-from world_model.evaluation.events import Box
-from world_model.evaluation.kills import KillProbe, counted, small_views, train_kill_probe
-from world_model.evaluation.metrics import psnr
-from world_model.evaluation.protocol import Clip, Dreamer, batched, context_of, dream, reals
-from world_model.evaluation.sheets import pick
+from world_model.audio import AudioModel
+from world_model.data.sources import make_source
+from world_model.evaluation import shots
+from world_model.evaluation.chances import BRANCH_TICKS, diversity
+from world_model.evaluation.kills import check
+from world_model.evaluation.plan import Plan
+from world_model.evaluation.probes import Probes, train_probes
+from world_model.evaluation.protocol import Clip, Dreamer, batched, dream, reals
+from world_model.evaluation.rates import blind_rates
+from world_model.evaluation.scenery import (
+    KILLS,
+    SCENERY,
+    Scenery,
+    Stretch,
+    alive,
+    headers_of,
+    scenery_of,
+    told,
+)
+from world_model.evaluation.sprites import SPRITE_TICKS, Boxes, ceiling
 from world_model.evaluation.stats import mean_interval
-from world_model.evaluation.windows import HeldOut, held_out
-from world_model.spectrum import spectrogram
-from world_model.training.pictures import write_png
-from world_model.types import FPS, DataError
+from world_model.evaluation.windows import CONTEXT, HeldOut, windows
+from world_model.types import DataError, SourceError
 
-SPRITE_TICKS = (1, 4, 8)
 DIGIT_TICKS = (1, 8, 32, 128)
-BRANCH_TICKS = (8, 32, 64)
-SEEDS = 4
-SOUND_RATE = 22050
-HEARD_TICKS = 125
-"""Five seconds of sound are drawn of a window."""
-PARTS = ("living", "items", "bar", "picture")
-TRAINING_STRIDE = 8
-"""Of the training frames, every so many are looked at for digits."""
+SPRITE_WINDOWS = 16
+"""Windows whose context is decoded again: cheap, and so part of every plan."""
+
+Headers = dict[str, dict[str, Any]]
 
 
-Boxes = dict[str, dict[int, list[float]]]
-"""PSNR within the boxes of a part of the picture, by tick and window."""
+def measure_all(
+    dreamer: Dreamer, data: HeldOut, root: Path, plan: Plan, out: Path, source: str | None = None
+) -> dict[str, Any]:
+    """The parts `events`, `sprites` and `diversity` of an evaluation, and what was `omitted` of them and why.
 
-
-@dataclass(frozen=True)
-class Scenery:
-    """Where in a source's picture things happen. `fields`: number boxes by the variable that they show."""
-
-    flash: Box
-    bar: Box
-    fields: dict[str, Box]
-    living: frozenset[str]
-    items: frozenset[str]
-
-
-SCENERY = {"arena": Scenery(FLASH, STATUS_BAR, FIELDS, MONSTERS, ITEMS)}
-"""By source. The protocol measures these alone."""
-
-
-@dataclass
-class _Stretch:
-    """One window as it was dreamed, or as it was: everything that is measured of it, tick 0 first."""
-
-    flash: list[NDArray[np.uint8]] = field(default_factory=list)
-    bar: list[NDArray[np.uint8]] = field(default_factory=list)
-    views: list[Tensor] = field(default_factory=list)
-    sound: list[NDArray[np.int16]] = field(default_factory=list)
-
-    def take(self, picture: NDArray[np.uint8], scenery: Scenery) -> None:
-        self.flash.append(events.crop(picture, scenery.flash))
-        self.bar.append(events.crop(picture, scenery.bar))
-        self.views.append(small_views(picture[None])[0])
-
-    def read(self, reader: DigitReader, box: Box, bar: Box) -> Reading:
-        x, y, width, height = box
-        return reader.read(np.stack(self.bar), (x - bar[0], y - bar[1], width, height))
-
-    def flashes(self) -> events.Events:
-        crops = np.stack(self.flash)
-        return events.flash_onsets(crops, (0, 0, crops.shape[2], crops.shape[1]))[1:]
-
-    def bangs(self) -> events.Events:
-        return events.sound_onsets(np.stack(self.sound))
-
-
-@dataclass(frozen=True)
-class Probes:
-    """What reads numbers and counts kills, trained on real training episodes."""
-
-    reader: DigitReader
-    kills: KillProbe
-
-
-def scenery_of(data: HeldOut) -> Scenery:
-    """Raises DataError for a source of which the protocol does not know where things happen."""
-    source = str(data.episodes[0].header.get("source"))
-    if source not in SCENERY:
-        raise DataError(f"events are known of {', '.join(SCENERY)} and not of {source}")
-    if data.episodes[0].variables is None or data.episodes[0].labels is None:
-        raise DataError("the held-out episodes tell no game variables or labels; collect them again")
-    return SCENERY[source]
-
-
-def train_probes(root: Path, scenery: Scenery, seed: int = 0, steps: tuple[int, int] = (600, 1200)) -> Probes:
-    """Both probes, on the training split of `root`, so many `steps` for digits and for kills.
-
-    Raises DataError when it tells no variables.
+    `source`: the game's name, for the blind player's rates. Nothing for a game of which it is not known
+    where things happen. A plan without windows for events has `sprites` alone.
     """
-    data = held_out(root, "train")
-    pictures, boxes, values, stretches = [], [], [], []
-    for episode in data.episodes:
-        names = episode.header.get("variables", [])
-        if episode.variables is None or not {*scenery.fields, "KILLCOUNT"} <= set(names):
-            raise DataError(f"{root}: the training episodes lack {', '.join(scenery.fields)} or KILLCOUNT")
-        frames = np.asarray(episode.frames[::TRAINING_STRIDE])
-        for name, box in scenery.fields.items():
-            pictures.append(events.crop(frames, box))
-            boxes.append((0, 0, box[2], box[3]))
-            values.append(np.asarray(episode.variables[::TRAINING_STRIDE, names.index(name)], np.int64))
-        views = torch.cat([small_views(part) for part in np.array_split(episode.frames, 8)])
-        stretches.append((views, np.asarray(episode.variables[:, names.index("KILLCOUNT")])))
-    reader = train_reader(pictures, boxes, values, steps[0], seed)
-    return Probes(reader, train_kill_probe(stretches, steps[1], seed))
+    if data.episodes[0].header.get("source") not in SCENERY:
+        return {}
+    try:
+        scenery, data = scenery_of(data), alive(data)
+    except DataError as err:
+        return {"omitted": {"events": str(err)}}
+    few = windows(data, 1, SPRITE_WINDOWS, False, seed=plan.seed)
+    found = ceiling(dreamer, data, few, scenery)
+    result: dict[str, Any] = {"sprites": found} if found else {}
+    if not plan.event_windows:
+        return result
+    omitted: dict[str, str] = {}
+    try:
+        probes = train_probes(root, scenery, plan.seed)
+    except DataError as err:
+        return result | {"omitted": {"events": str(err)}}
+    clips = windows(data, _reach(data, plan.event_ticks), plan.event_windows, False, seed=plan.seed)
+    own = measure_happenings(dreamer, data, clips, probes, plan.batch, out / "sounds.png", omitted)
+    own |= _rates(dreamer, data, clips, probes, plan.batch, source, own["kill_probe"]["floor"], omitted)
+    result["events"] = own
+    if hasattr(dreamer, "reseeded"):
+        starts = windows(data, _reach(data, max(BRANCH_TICKS)), plan.branches, False, seed=plan.seed)
+        result["diversity"] = diversity(dreamer, starts, plan.batch)
+    return result | ({"omitted": omitted} if omitted else {})
 
 
 def measure_happenings(
@@ -134,253 +85,164 @@ def measure_happenings(
     probes: Probes,
     batch: int = 16,
     sounds: Path | None = None,
+    omitted: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """All of `events` but the chances (`diversity`); see docs/evaluation.md for what each figure is.
+    """`events` under the recorded actions; see docs/evaluation.md for what each figure is.
 
-    Sound is left out where dreamer or episodes have none. `sounds`: a PNG file for the spectrograms of the
-    windows that are best, middling and worst by their bangs, real above dream.
+    Sound is measured on the clips that have it, where the dreamer has it too; where there is none, `omitted`
+    is told. `sounds`: a PNG file for the spectrograms of the windows that are best, middling and worst by
+    their bangs, real above dream.
     """
-    scenery = scenery_of(data)
-    headers = dict(zip(data.names, (e.header for e in data.episodes), strict=True))
-    dreamed, real = [], []
-    boxes: Boxes = {part: {} for part in PARTS}
-    for group in batched(clips, batch):
-        both = [_Stretch() for _ in group], [_Stretch() for _ in group]
-        for k, images in enumerate(dream(dreamer, group)):
-            truth, heard = reals(group, k), getattr(dreamer, "heard", None) if k else None
-            for b, clip in enumerate(group):
-                for stretches, picture in zip(both, (images[b], truth[b]), strict=True):
-                    stretches[b].take(picture, scenery)
-                if heard is not None and clip.sound is not None:
-                    both[0][b].sound.append(heard[b])
-                    both[1][b].sound.append(np.asarray(clip.sound[clip.context - 2 + k]))
-                if k in SPRITE_TICKS:
-                    kinds = headers[clip.episode].get("labels", [])
-                    _box_errors(boxes, k, images[b], truth[b], clip, scenery, kinds)
-        dreamed += both[0]
-        real += both[1]
+    scenery, headers = scenery_of(data), headers_of(data)
+    dreamed, real, boxes = _stretches(dreamer, clips, headers, scenery, batch)
     names = [c.episode for c in clips]
-    result: dict[str, Any] = {"clips": [[c.episode, c.start] for c in clips], "ticks": clips[0].ticks}
-    result["boxes"] = {part: _means(ticks, names) for part, ticks in boxes.items()}
-    result["digits"] = _digits(dreamed, real, clips, headers, probes.reader, scenery, names)
-    result["rates"] = _rates(dreamed, real, clips, headers, probes, scenery)
-    f1 = [_f1(a.flashes(), b.flashes()) for a, b in zip(dreamed, real, strict=True)]
-    result["flash_f1"] = _pooled(f1)
-    if dreamed[0].sound:
-        result["sound"] = _sound(dreamed, real, names)
-        if sounds is not None:
-            _draw_sounds(sounds, dreamed, real)
+    fired = [shots.true_shots(c, headers) for c in clips]
+    digits, legible = _digits(dreamed, real, clips, headers, probes, scenery)
+    result: dict[str, Any] = {
+        "clips": [[c.episode, c.start] for c in clips],
+        "context": clips[0].context,
+        "ticks": clips[0].ticks,
+        "boxes": boxes.means(names),
+        "digits": digits,
+        "kill_probe": check(
+            probes.kills, [(s.views, told(c, headers, KILLS)) for s, c in zip(real, clips, strict=True)]
+        ),
+        "flash_f1": shots.flash_figures(dreamed, real, fired, names),
+    }
+    flashes = [shots.events.onset_f1(s.flashes(), f) for s, f in zip(dreamed, fired, strict=True)]
+    result["per_clip"] = {"flash_f1": flashes} | boxes.per_clip() | legible
+    loud = [i for i, s in enumerate(dreamed) if s.sound]
+    if not loud:
+        if omitted is not None:
+            omitted["sound of events"] = _why_silent(clips)
+        return result
+    own, true = [dreamed[i] for i in loud], [real[i] for i in loud]
+    bangs, of = [fired[i] for i in loud], [names[i] for i in loud]
+    result["sound"] = shots.sound_figures(own, true, bangs, of, _codec(dreamer))
+    heard = result["sound"].pop("per_clip")
+    result["per_clip"] |= {key: _spread(values, loud, len(clips)) for key, values in heard.items()}
+    if sounds is not None:
+        shots.draw_sounds(sounds, own, true, bangs)
     return result
 
 
-def diversity(dreamer: Dreamer, clips: Sequence[Clip], batch: int = 16, seeds: int = SEEDS) -> dict[str, Any]:
-    """How far dreams of other seeds part from one another after the same start, under the same actions.
-
-    By tick: mean PSNR of pairs of dreams (lower is more different), and whether a seed repeats itself to
-    the byte. Raises DataError for a dreamer that has no seeds.
-    """
-    again: Callable[[int], Dreamer] | None = getattr(dreamer, "reseeded", None)
-    if again is None:
-        raise DataError("only a world has other chances under another seed")
-    names: list[str] = []
-    pairs: dict[int, list[float]] = {k: [] for k in BRANCH_TICKS}
-    repeats = True
+def _stretches(
+    dreamer: Dreamer, clips: Sequence[Clip], headers: Headers, scenery: Scenery, batch: int
+) -> tuple[list[Stretch], list[Stretch], Boxes]:
+    """All clips as they were dreamed and as they were, and PSNR in boxes. Sound where both have it."""
+    dreamed: list[Stretch] = []
+    real: list[Stretch] = []
+    boxes = Boxes(scenery)
     for group in batched(clips, batch):
-        runs = [_at(again(seed), group, pairs) for seed in (*range(1, seeds + 1), 1)]
-        for k in pairs:
-            repeats = repeats and bool(np.array_equal(runs[0][k], runs[-1][k]))
-            for b in range(len(group)):
-                own = [run[k][b] for run in runs[:-1]]
-                alike = [psnr(x, y) for i, x in enumerate(own) for y in own[:i]]
-                pairs[k].append(float(np.mean(alike)))
-        names += [c.episode for c in group]
-    return {
-        "seeds": seeds,
-        "same_seed_repeats": repeats,
-        "psnr": {str(k): mean_interval(v, names) for k, v in pairs.items()},
-    }
+        both = [Stretch(scenery) for _ in group], [Stretch(scenery) for _ in group]
+        for k, images in enumerate(dream(dreamer, group)):
+            truth = reals(group, k)
+            for b, clip in enumerate(group):
+                both[0][b].take(images[b])
+                both[1][b].take(truth[b])
+                if k in SPRITE_TICKS:
+                    assert clip.labels is not None, "scenery_of makes sure of labels"
+                    rows = np.asarray(clip.labels[clip.context - 1 + k])[None]
+                    kinds = headers[clip.episode].get("labels", [])
+                    boxes.add(k, images[b][None], truth[b][None], rows, kinds)
+            if k and any(c.sound is not None for c in group):
+                _listen(getattr(dreamer, "heard", None), group, both, k)
+        dreamed += both[0]
+        real += both[1]
+    return dreamed, real, boxes
 
 
-def _at(dreamer: Dreamer, clips: list[Clip], ticks: dict[int, Any]) -> dict[int, NDArray[np.uint8]]:
-    actions = np.stack([np.asarray(c.future[: max(ticks)], np.int64) for c in clips])
-    found = {}
-    for k, images in enumerate(dream(dreamer, clips, actions, painted=ticks)):
-        if k in ticks:
-            found[k] = images
-    return found
-
-
-def ceiling(dreamer: Dreamer, data: HeldOut, clips: Sequence[Clip]) -> dict[str, Any]:
-    """PSNR of the decoder's reconstruction within the boxes of living things, items and status bar."""
-    scenery = scenery_of(data)
-    headers = dict(zip(data.names, (e.header for e in data.episodes), strict=True))
-    make = getattr(dreamer, "reconstruct", None)
-    if make is None:
-        return {}
-    boxes: Boxes = {part: {} for part in PARTS}
-    for clip in clips:
-        obs, _, _ = context_of([clip])
-        last = make(obs[:, -1:])[0, 0]
-        _box_errors(boxes, 0, last, obs[0, -1], clip, scenery, headers[clip.episode].get("labels", []))
-    names = [c.episode for c in clips]
-    found = {part: _means(ticks, names).get("0") for part, ticks in boxes.items()}
-    return {part: mean for part, mean in found.items() if mean}
-
-
-def _box_errors(
-    boxes: Boxes,
-    k: int,
-    image: NDArray[np.uint8],
-    real: NDArray[np.uint8],
-    clip: Clip,
-    scenery: Scenery,
-    kinds: Sequence[str],
-) -> None:
-    """Adds PSNR within boxes; NaN where a picture has no such box."""
-    assert clip.labels is not None, "scenery_of makes sure of labels"
-    seen = [row for row in np.asarray(clip.labels[clip.context - 1 + k]).tolist() if row[0]]
-    for part, wanted in (("living", scenery.living), ("items", scenery.items)):
-        own = [tuple(row[1:]) for row in seen if kinds[row[0] - 1] in wanted]
-        boxes[part].setdefault(k, []).append(events.box_psnr(image, real, own))
-    boxes["bar"].setdefault(k, []).append(events.box_psnr(image, real, [scenery.bar]))
-    boxes["picture"].setdefault(k, []).append(psnr(image, real))
-
-
-def _means(ticks: dict[int, list[float]], names: list[str]) -> dict[str, Any]:
-    """Means by tick over the pictures that have such a box; nothing of ticks where none has."""
-    found = {}
-    for k, values in ticks.items():
-        kept = [(v, n) for v, n in zip(values, names, strict=True) if not np.isnan(v)]
-        if kept:
-            found[str(k)] = mean_interval([v for v, _ in kept], [n for _, n in kept])
-    return found
+def _listen(heard: Any, group: list[Clip], both: tuple[list[Stretch], list[Stretch]], k: int) -> None:
+    if heard is None:
+        return
+    for b, clip in enumerate(group):
+        if clip.sound is not None:
+            both[0][b].sound.append(heard[b])
+            both[1][b].sound.append(np.asarray(clip.sound[clip.context - 2 + k]))
 
 
 def _digits(
-    dreamed: list[_Stretch],
-    real: list[_Stretch],
+    dreamed: list[Stretch],
+    real: list[Stretch],
     clips: Sequence[Clip],
-    headers: dict[str, dict[str, Any]],
-    reader: DigitReader,
+    headers: Headers,
+    probes: Probes,
     scenery: Scenery,
-    names: list[str],
-) -> dict[str, Any]:
-    """Share of fields that are legible, and of those that show what the game showed, by tick."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Share of fields that are legible, and of those that show what the game showed, by tick; and clip by
+    clip the share of ticks that do. What cannot be read shows nothing."""
+    names = [c.episode for c in clips]
     result: dict[str, Any] = {}
-    for name, box in scenery.fields.items():
-        own = [s.read(reader, box, scenery.bar) for s in dreamed]
-        true = [s.read(reader, box, scenery.bar) for s in real]
-        told = [_told(c, headers, name) for c in clips]
-        ticks = {}
-        for k in (k for k in DIGIT_TICKS if k <= clips[0].ticks):
-            right = [r.value[k] == t[k] for r, t in zip(own, told, strict=True)]
-            check = [r.value[k] == t[k] for r, t in zip(true, told, strict=True)]
-            near = [abs(int(r.value[k]) - int(t[k])) <= 3 for r, t in zip(own, told, strict=True)]
-            ticks[str(k)] = {
+    per_clip: dict[str, Any] = {}
+    for name in scenery.fields:
+        own = [s.read(probes.reader, name) for s in dreamed]
+        true = [s.read(probes.reader, name) for s in real]
+        shown = [told(c, headers, name, scenery.late) for c in clips]
+        right = [r.legible & (r.value == t) for r, t in zip(own, shown, strict=True)]
+        near = [r.legible & (np.abs(r.value - t) <= 3) for r, t in zip(own, shown, strict=True)]
+        read = [r.legible & (r.value == t) for r, t in zip(true, shown, strict=True)]
+        result[name] = {
+            str(k): {
                 "legible": mean_interval([r.legible[k] for r in own], names),
-                "right": mean_interval(right, names),
-                "within_3": mean_interval(near, names),
-                "real_right": mean_interval(check, names),
+                "right": mean_interval([r[k] for r in right], names),
+                "within_3": mean_interval([r[k] for r in near], names),
+                "real_right": mean_interval([r[k] for r in read], names),
             }
-        result[name] = ticks
-    return result
+            for k in DIGIT_TICKS
+            if k <= clips[0].ticks
+        }
+        per_clip[f"{name} legible"] = [round(float(r.legible[1:].mean()), 4) for r in own]
+        per_clip[f"{name} right"] = [round(float(r[1:].mean()), 4) for r in right]
+    return result, per_clip
 
 
 def _rates(
-    dreamed: list[_Stretch],
-    real: list[_Stretch],
+    dreamer: Dreamer,
+    data: HeldOut,
     clips: Sequence[Clip],
-    headers: dict[str, dict[str, Any]],
     probes: Probes,
-    scenery: Scenery,
+    batch: int,
+    source: str | None,
+    floor: float,
+    omitted: dict[str, str],
 ) -> dict[str, Any]:
-    """Kills, health lost and shots a minute, in dreams, in the same stretches of the game by the same probes,
-    and as the game tells."""
-    minutes = sum(c.ticks for c in clips) / FPS / 60
-    kinds = {"dream": dreamed, "real": real}
-    rates: dict[str, dict[str, float]] = {}
-    for who, stretches in kinds.items():
-        kills = sum(probes.kills.count(torch.stack(s.views)) for s in stretches)
-        lost = sum(_falls(s.read(probes.reader, scenery.fields["HEALTH"], scenery.bar)) for s in stretches)
-        ammo = [s.read(probes.reader, scenery.fields["SELECTED_WEAPON_AMMO"], scenery.bar) for s in stretches]
-        shots = [_steps(a) for a in ammo]
-        rates[who] = {
-            "kills": kills / minutes,
-            "health_lost": lost / minutes,
-            "shots": sum(int((s < 0).sum()) for s in shots) / minutes,
-            # A shot takes one round: what else a falling number shows is a miscount.
-            "counted_down_by_one": _share([s == -1 for s in shots], [s < 0 for s in shots]),
-        }
-    told: dict[str, float] = {
-        "kills": sum(counted(_told(c, headers, "KILLCOUNT")) for c in clips) / minutes,
-        "health_lost": sum(-np.diff(_told(c, headers, "HEALTH").clip(0)).clip(None, 0).sum() for c in clips)
-        / minutes,
-        "shots": sum((np.diff(_told(c, headers, "SELECTED_WEAPON_AMMO")) < 0).sum() for c in clips) / minutes,
-    }
-    rates["told"] = told
-    return {who: {k: round(float(v), 3) for k, v in row.items()} for who, row in rates.items()}
-
-
-def _steps(reading: Reading) -> NDArray[np.int64]:
-    """Changes of a number from one legible tick to the next legible one."""
-    return np.diff(reading.value[reading.legible])
-
-
-def _falls(reading: Reading) -> int:
-    return int(-_steps(reading).clip(None, 0).sum())
-
-
-def _share(some: list[Any], of: list[Any]) -> float:
-    total = sum(int(x.sum()) for x in of)
-    return sum(int(x.sum()) for x in some) / total if total else 0.0
-
-
-def _told(clip: Clip, headers: dict[str, dict[str, Any]], name: str) -> NDArray[np.int32]:
-    assert clip.variables is not None, "scenery_of makes sure of variables"
-    column = headers[clip.episode]["variables"].index(name)
-    return np.asarray(clip.variables[clip.context - 1 :, column]).clip(0)
-
-
-def _sound(dreamed: list[_Stretch], real: list[_Stretch], names: list[str]) -> dict[str, Any]:
-    pairs = list(zip(dreamed, real, strict=True))
-    scores = [events.log_mel_scores(np.stack(a.sound), np.stack(b.sound)) for a, b in pairs]
-    result: dict[str, Any] = {"bang_f1": _pooled([_f1(a.bangs(), b.bangs()) for a, b in pairs])}
-    result["log_mel"] = {k: mean_interval([s[k] for s in scores], names) for k in scores[0]}
-    result["flash_to_bang"] = {
-        who: _offset([s.flashes() for s in stretches], [s.bangs() for s in stretches])
-        for who, stretches in (("dream", dreamed), ("real", real))
-    }
-    return result
-
-
-def _draw_sounds(path: Path, dreamed: list[_Stretch], real: list[_Stretch]) -> None:
-    f1 = [events.onset_f1(a.bangs(), b.bangs()) for a, b in zip(dreamed, real, strict=True)]
-    strips = []
-    for i in pick(f1).values():
-        for stretch in (real[i], dreamed[i]):
-            line = np.concatenate(stretch.sound[:HEARD_TICKS]).astype(np.float32).mean(1) / events.FULL_SCALE
-            image = spectrogram(torch.from_numpy(line), SOUND_RATE)
-            strips.append(np.pad(image, ((0, 3), (0, 0), (0, 0)), constant_values=60))
-        strips.append(np.full((6, *strips[0].shape[1:]), 255, np.uint8))
-    write_png(path, np.concatenate(strips[:-1]))
-
-
-def _offset(seen: list[events.Events], heard: list[events.Events]) -> int | None:
-    """Ticks from flash to bang over all stretches together; None where there are none of either."""
+    """The blind player's rates as `rates`, where there is a game to compare with."""
+    what = "kills, wounds and shots of a blind player"
+    if source is None:
+        omitted[what] = "they need the source"
+        return {}
     try:
-        return events.picture_sound_offset(np.concatenate(seen), np.concatenate(heard))
-    except ValueError:
-        return None
+        game = make_source(source, sound=False)
+        try:
+            scenery = scenery_of(data)
+            found = blind_rates(dreamer, clips, data.actions, probes, scenery, game, floor, batch)
+        finally:
+            game.close()
+    except (DataError, SourceError) as err:
+        omitted[what] = str(err)
+        return {}
+    return {"rates": found}
 
 
-def _f1(found: events.Events, true: events.Events) -> tuple[float, int, int]:
-    """Pairs within a tick of one another, events found, true events."""
-    count, total = int(found.sum()), int(true.sum())
-    return events.onset_f1(found, true) * (count + total) / 2, count, total
+def _why_silent(clips: Sequence[Clip]) -> str:
+    recorded = any(c.sound is not None for c in clips)
+    return "the dreamer has none" if recorded else "the held-out episodes have none"
 
 
-def _pooled(parts: list[tuple[float, int, int]]) -> dict[str, Any]:
-    """F1 over all stretches together: one without events says nothing by itself."""
-    matched, found, true = (sum(column) for column in zip(*parts, strict=True))
-    f1 = 2 * matched / (found + true) if found + true else 1.0
-    return {"f1": round(f1, 4), "dream": int(found), "real": int(true)}
+def _codec(dreamer: Dreamer) -> AudioModel | None:
+    """What a world's sound goes through, if it is a world and has any."""
+    model = getattr(getattr(dreamer, "engine", None), "model", None)
+    return getattr(model, "audio", None)
+
+
+def _spread(values: list[Any], at: list[int], count: int) -> list[Any]:
+    """Values of some clips as a list of all, None for the rest."""
+    row: list[Any] = [None] * count
+    for i, value in zip(at, values, strict=True):
+        row[i] = value
+    return row
+
+
+def _reach(data: HeldOut, ticks: int) -> int:
+    """As many of the wanted ticks as the longest held-out episode allows."""
+    return max(1, min(ticks, max(len(e.frames) for e in data.episodes) - CONTEXT))

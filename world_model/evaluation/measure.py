@@ -14,22 +14,15 @@ from world_model.data.sources import make_source
 from world_model.evaluation import sheets
 from world_model.evaluation.collapse import collapse, false_alarms, real_means, real_rollouts
 from world_model.evaluation.control import control, delta_psnr, real_turns
-from world_model.evaluation.happenings import (
-    SCENERY,
-    ceiling,
-    diversity,
-    measure_happenings,
-    scenery_of,
-    train_probes,
-)
-from world_model.evaluation.plan import Plan
+from world_model.evaluation.happenings import measure_all
+from world_model.evaluation.plan import FULL, Plan
 from world_model.evaluation.probe import path_error, train_probe
 from world_model.evaluation.protocol import Clip, Dreamer
 from world_model.evaluation.real import SourceDreamer
-from world_model.evaluation.realness import real_or_dream
+from world_model.evaluation.realness import CLIP_TICKS, real_or_dream
 from world_model.evaluation.revisit import loop_closure, recall, retrace, turn
 from world_model.evaluation.rollout import one_tick, rollout
-from world_model.evaluation.walks import remembering, there_and_back, turn_clips
+from world_model.evaluation.walks import EndedError, remembering, there_and_back, turn_clips
 from world_model.evaluation.windows import CONTEXT, HeldOut, windows
 from world_model.types import DataError, SourceError
 
@@ -95,7 +88,7 @@ def measure_collapse(s: Setting) -> dict[str, Any]:
     sheets.contact_sheet(s.out / sheets.sheet_name("ends"), found.ends)
     result = {"collapse": found.summary | {"real_recorded": false_alarms(s.data, means)}}
     if s.source is not None:
-        game = make_source(s.source)
+        game = make_source(s.source, sound=False)
         try:
             result["collapse"]["real_same_actions"] = real_rollouts(game, means, count, ticks, plan.seed)
         finally:
@@ -107,15 +100,16 @@ def measure_memory(s: Setting) -> dict[str, Any]:
     """Loop closure of the dream with itself; with the source also full turns and walks there and back."""
     plan = s.plan
     result: dict[str, Any] = {}
-    if plan.closures:
-        found = loop_closure(s.dreamer, s.data, plan.closures, plan.seed, plan.batch)
-        result |= {"closure": found} if found else {}
-    if s.source is None:
-        return result | {"omitted": {"full turns and walks there and back": "they need the source"}}
     omitted: dict[str, str] = {}
+    if plan.closures:
+        loops = partial(loop_closure, s.dreamer, s.data, plan.closures, plan.seed, plan.batch)
+        result |= _unless_ended("closure", loops, "loop closure", omitted)
+    if s.source is None:
+        omitted["full turns and walks there and back"] = "they need the source"
+        return result | {"omitted": omitted}
     if "closure" in result:
         result |= _real_closure(s, s.source, omitted)
-    game = make_source(s.source)
+    game = make_source(s.source, sound=False)
     try:
         turns: list[Clip] = []
         walks: list[Clip] = []
@@ -128,11 +122,25 @@ def measure_memory(s: Setting) -> dict[str, Any]:
     finally:
         game.close()
     if turns:
-        result["turn"] = turn(s.dreamer, turns, plan.batch)
+        result |= _unless_ended("turn", partial(turn, s.dreamer, turns, plan.batch), "full turns", omitted)
     if walks:
-        result["recall"] = recall(s.dreamer, remembering(walks, phases))
-        result["retrace"] = retrace(s.dreamer, walks)
+        back = partial(recall, s.dreamer, remembering(walks, phases))
+        result |= _unless_ended("recall", back, "the way back along what was seen", omitted)
+        both = partial(retrace, s.dreamer, walks)
+        result |= _unless_ended("retrace", both, "there and back", omitted)
     return result | {"omitted": omitted}
+
+
+def _unless_ended(
+    key: str, measure: Callable[[], dict[str, Any]], what: str, omitted: dict[str, str]
+) -> dict[str, Any]:
+    """What was measured, under `key`; nothing, and why, where the real game as a dreamer ended under way."""
+    try:
+        found = measure()
+    except EndedError as err:
+        omitted[what] = str(err)
+        return {}
+    return {key: found} if found else {}
 
 
 def _played(play: Callable[[], list[Clip]], what: str, omitted: dict[str, str]) -> list[Clip]:
@@ -146,7 +154,7 @@ def _played(play: Callable[[], list[Clip]], what: str, omitted: dict[str, str]) 
 
 def _real_closure(s: Setting, source: str, omitted: dict[str, str]) -> dict[str, Any]:
     """The same loops in the real game: how well it comes back itself."""
-    game = SourceDreamer(source)
+    game = SourceDreamer(source, partial(make_source, source, sound=False))
     try:
         return {"closure_real": loop_closure(game, s.data, s.plan.closures, s.plan.seed, GAMES)}
     except (
@@ -160,9 +168,12 @@ def _real_closure(s: Setting, source: str, omitted: dict[str, str]) -> dict[str,
 
 
 def measure_realness(s: Setting) -> dict[str, Any]:
+    """A small plan looks at short clips alone."""
     if not s.plan.realness_clips:
         return {}
-    return {"real_or_dream": real_or_dream(s.dreamer, s.data, s.plan.realness_clips, seed=s.plan.seed)}
+    count = s.plan.realness_clips
+    lengths = CLIP_TICKS if count >= FULL.realness_clips else CLIP_TICKS[:1]
+    return {"real_or_dream": real_or_dream(s.dreamer, s.data, count, seed=s.plan.seed, lengths=lengths)}
 
 
 def measure_probe(s: Setting) -> dict[str, Any]:
@@ -180,22 +191,7 @@ def measure_probe(s: Setting) -> dict[str, Any]:
 
 def measure_events(s: Setting) -> dict[str, Any]:
     """Only of sources of which it is known where things happen; needs training episodes for its probes."""
-    plan = s.plan
-    if not plan.event_windows or s.data.episodes[0].header.get("source") not in SCENERY:
-        return {}
-    scenery = scenery_of(s.data)
-    try:
-        probes = train_probes(s.root, scenery, plan.seed)
-    except DataError as err:
-        return {"omitted": {"events": str(err)}}
-    clips = windows(s.data, reach(s.data, plan.event_ticks), plan.event_windows, False, seed=plan.seed)
-    found = measure_happenings(s.dreamer, s.data, clips, probes, plan.batch, s.out / "sounds.png")
-    found["ceiling"] = ceiling(s.dreamer, s.data, clips)
-    result: dict[str, Any] = {"events": found}
-    if hasattr(s.dreamer, "reseeded"):
-        starts = windows(s.data, reach(s.data, 64), plan.branches, False, seed=plan.seed)
-        result["diversity"] = diversity(s.dreamer, starts, plan.batch)
-    return result
+    return measure_all(s.dreamer, s.data, s.root, s.plan, s.out, s.source)
 
 
 MEASURES: dict[str, Callable[[Setting], dict[str, Any]]] = {

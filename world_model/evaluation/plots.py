@@ -54,10 +54,7 @@ def draw_plots(result: Mapping[str, Any], out: Path) -> list[Path]:
 
 def draw_differences(path: Path, parts: Mapping[str, Mapping[str, Any]], label: str) -> Path:
     """Paired differences by tick, one curve a part, with their intervals."""
-    curves = [
-        Curve(name, *zip(*((float(k), v["mean"], v["low"], v["high"]) for k, v in part.items()), strict=True))
-        for name, part in parts.items()
-    ]
+    curves = [_curve(name, [(float(k), v) for k, v in part.items()]) for name, part in parts.items()]
     return draw(path, curves, label, zero=True)
 
 
@@ -88,8 +85,15 @@ def draw(
 
 
 def _of(label: str, ticks: Mapping[str, Any], measure: str) -> Curve:
-    rows = [(float(k), *(v[measure][m] for m in ("mean", "low", "high"))) for k, v in ticks.items()]
-    return Curve(label, *zip(*rows, strict=True))
+    return _curve(label, [(float(k), v[measure]) for k, v in ticks.items() if v[measure]])
+
+
+def _curve(label: str, rows: Sequence[tuple[float, Mapping[str, Any]]]) -> Curve:
+    """Means by tick; with their intervals where every one has one."""
+    ticks, means = [k for k, _ in rows], [v["mean"] for _, v in rows]
+    if any(v["low"] is None for _, v in rows):
+        return Curve(label, ticks, means)
+    return Curve(label, ticks, means, [v["low"] for _, v in rows], [v["high"] for _, v in rows])
 
 
 def _path(path: Path, probe: Mapping[str, Any]) -> Path:

@@ -23,6 +23,11 @@ AROUND = 2
 
 LOST_DB = 10.0
 
+SAME_DB = 50.0
+"""PSNR of the real picture against the seed from which it counts as the same one: less than a level apart.
+There copy-seed is right by standing still (100 dB to the byte), and a few such clips would rule a mean: they
+do not count for gains. The real pictures alone decide, never the dream."""
+
 Array = NDArray[np.float64]
 Watch = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], None]
 """Is shown tick, dreamed and real pictures (B, H, W, 3) of a batch, batches in the order of the clips."""
@@ -76,11 +81,12 @@ def rollout(
 ) -> dict[str, Any]:
     """Own predictions fed back under the recorded actions, against copy-seed (last context frame held).
 
-    At each tick k of `ticks` that the clips reach: PSNR of dream and of copy-seed, gain = mean over clips
-    of PSNR_dream(k) - PSNR_copy(k), `gain_5` the same averaged over ticks k - 2 .. k + 2, the median
-    gain, SSIM, MS-SSIM, the share of clips under 10 dB, `laplacian_ratio` = mean over clips of the
-    dream's Laplacian energy / mean of the real frames', `change_ratio` likewise for the mean absolute
-    change from the frame before, and the colour-histogram distance to the real frame.
+    At each tick k of `ticks` that the clips reach: PSNR of the dream, and, over the clips whose real picture
+    has changed since the seed (see `SAME_DB`; None where none has), PSNR of copy-seed, gain = mean of
+    PSNR_dream(k) - PSNR_copy(k), `gain_5` the same averaged over ticks k - 2 .. k + 2, the median gain.
+    Of all clips: SSIM, MS-SSIM, the share under 10 dB, `laplacian_ratio` = mean over clips of the dream's
+    Laplacian energy / mean of the real frames', `change_ratio` likewise for the mean absolute change from
+    the frame before, and the colour-histogram distance to the real frame.
     `per_clip` keeps every clip's PSNR, gain and sharpness (its own ratio of Laplacian energies), so that
     two dreamers can be compared in pairs. `watch` is shown the pictures of the ticks in `watched`.
     """
@@ -153,14 +159,9 @@ def _measure(
 
 
 def _summary(values: dict[str, Array], i: int, tick: int, names: list[str]) -> dict[str, Any]:
-    near = slice(max(1, tick - AROUND), tick + AROUND + 1)
-    gain = values["dream"] - values["copy"]
     return {
         "psnr": mean_interval(values["dream"][:, tick], names),
-        "copy_seed": mean_interval(values["copy"][:, tick], names),
-        "gain": mean_interval(gain[:, tick], names),
-        "gain_5": mean_interval(gain[:, near].mean(1), names),
-        "gain_median": round(float(np.median(gain[:, tick])), 4),
+        **_gains(values["dream"], values["copy"], tick, names),
         "ssim": mean_interval(values["ssim"][:, i], names),
         "ms_ssim": mean_interval(values["ms_ssim"][:, i], names),
         "histogram": mean_interval(values["histogram"][:, i], names),
@@ -168,6 +169,28 @@ def _summary(values: dict[str, Array], i: int, tick: int, names: list[str]) -> d
         "laplacian_ratio": ratio_interval(values["energy"][:, i], values["real_energy"][:, i], names),
         "change_ratio": ratio_interval(values["change"][:, i], values["real_change"][:, i], names),
     }
+
+
+def _gains(own: Array, copy: Array, tick: int, names: list[str]) -> dict[str, Any]:
+    """What is held against copy-seed, from curves of PSNR (B, all ticks + 1); None where nothing changed."""
+    near = slice(max(1, tick - AROUND), tick + AROUND + 1)
+    changed = copy < SAME_DB
+    gain = own - copy
+
+    def mean(values: Array, counts: Any) -> dict[str, Any] | None:
+        kept = [name for name, counted in zip(names, counts, strict=True) if counted]
+        return mean_interval(values[counts], kept) if kept else None
+
+    return {
+        "copy_seed": mean(copy[:, tick], changed[:, tick]),
+        "gain": mean(gain[:, tick], changed[:, tick]),
+        "gain_5": mean(gain[:, near].mean(1), changed[:, near].all(1)),
+        "gain_median": _median(gain[changed[:, tick], tick]),
+    }
+
+
+def _median(values: Array) -> float | None:
+    return round(float(np.median(values)), 4) if len(values) else None
 
 
 @dataclass(frozen=True)

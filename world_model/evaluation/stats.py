@@ -12,15 +12,15 @@ from world_model.types import DataError
 
 RESAMPLES = 1000
 Summary = dict[str, Any]
-"""mean, low, high (95 %), n: ready for JSON."""
+"""mean, low, high (95 %; None where there is one episode alone), n, episodes: ready for JSON."""
 
 
 def mean_interval(values: Any, groups: Sequence[str], seed: int = 0) -> Summary:
     """Mean of values (N,) and its 95 % percentile-bootstrap interval.
 
     Episodes (`groups`, one name per value), not values, are drawn with replacement, because windows of
-    one episode are alike; with a single episode the values themselves are drawn. Raises DataError for
-    no values or for one that is not finite.
+    one episode are alike. One episode alone says nothing of others: it has a mean and no interval. Raises
+    DataError for no values or for one that is not finite.
     """
     values = np.asarray(values, np.float64)
     return ratio_interval(values, np.ones_like(values), groups, seed)
@@ -33,19 +33,25 @@ def ratio_interval(above: Any, below: Any, groups: Sequence[str], seed: int = 0)
         raise DataError("nothing was measured: no value to take a mean of")
     if not (np.isfinite(above).all() and np.isfinite(below).all()):
         raise DataError("a measured value is NaN or infinite; the frames that gave it are broken")
-    names = list(groups) if len(set(groups)) > 1 else [str(i) for i in range(len(above))]
-    sums = _by_group(above, names), _by_group(below, names)
+    sums = _by_group(above, groups), _by_group(below, groups)
     total = max(float(below.sum()), 1e-12)
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(sums[0]), size=(RESAMPLES, len(sums[0])))
-    draws = sums[0][picks].sum(1) / np.maximum(sums[1][picks].sum(1), 1e-12)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = _bounds(*sums, seed) if len(sums[0]) > 1 else (None, None)
     return {
         "mean": round(float(above.sum()) / total, 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
+        "low": low,
+        "high": high,
         "n": len(above),
+        "episodes": len(sums[0]),
     }
+
+
+def _bounds(above: NDArray[np.float64], below: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """The interval of a ratio of sums, from the sums of each episode."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(above), size=(RESAMPLES, len(above)))
+    draws = above[picks].sum(1) / np.maximum(below[picks].sum(1), 1e-12)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return round(float(low), 4), round(float(high), 4)
 
 
 def _by_group(values: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:

@@ -50,13 +50,25 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def interval(summary: dict[str, Any], unit: str = "") -> str:
-    """A `stats.Summary` as text: mean, and its 95 % interval."""
-    return f"{summary['mean']:.2f}{unit} ({summary['low']:.2f} to {summary['high']:.2f})"
+    """A `stats.Summary` as text: mean, and its 95 % interval where there is more than one episode."""
+    return _with_bounds(summary, unit, ".2f")
 
 
 def signed(summary: dict[str, Any], unit: str = "") -> str:
     """The same with signs, for differences."""
-    return f"{summary['mean']:+.2f}{unit} ({summary['low']:+.2f} to {summary['high']:+.2f})"
+    return _with_bounds(summary, unit, "+.2f")
+
+
+def share_interval(summary: dict[str, Any]) -> str:
+    """The same of a share, in per cent."""
+    return _with_bounds(summary, "", ".0%").replace("%", " %")
+
+
+def _with_bounds(summary: dict[str, Any], unit: str, form: str) -> str:
+    mean = f"{summary['mean']:{form}}{unit}"
+    if summary["low"] is None:
+        return f"{mean} (one episode, no interval)"
+    return f"{mean} ({summary['low']:{form}} to {summary['high']:{form}})"
 
 
 def share(value: float) -> str:

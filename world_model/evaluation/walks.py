@@ -24,6 +24,8 @@ PAUSE = 10
 """Idle ticks between out and back: what slides comes to rest, as it did before the first step."""
 
 CANDIDATES = 2
+FEWEST_TURNS = 2
+"""A turn is compared with another one."""
 
 SAME_UNITS, SAME_DEGREES = 32.0, 5.0
 """The real game is back at a remembered place when its pose is no farther from the pose of then."""
@@ -35,7 +37,7 @@ NEEDED = ("idle", "forward", "back", "left", "right")
 
 
 class EndedError(DataError):
-    """The game ended in mid-walk."""
+    """The game ended in the middle of what was played, as by the player's death."""
 
 
 def can_mirror(names: Sequence[str]) -> bool:
@@ -46,14 +48,25 @@ def can_mirror(names: Sequence[str]) -> bool:
 def turn_clips(source: Source, count: int, context: int = CONTEXT, seed: int = 0) -> list[Clip]:
     """Real full turns: idle through the context, then `left` until the heading has come round.
 
-    The clip ends at the tick whose heading is nearest to 360 degrees. Raises DataError for a source
-    without pose or without such a turn.
+    The clip ends at the tick whose heading is nearest to 360 degrees. A game that ends before its player
+    came round is left out: up to `CANDIDATES` times as many are begun. Raises DataError for a source
+    without pose or without such a turn, and where fewer than two are left.
     """
     names = [a.name for a in source.actions]
     left, idle = named(names, "left"), named(names, "idle") or 0
     if left is None:
         raise DataError(f"{source.name} has no action named left")
-    return [_turn_clip(source, FIRST_SEED + seed + i, context, left, idle) for i in range(count)]
+    turns: list[Clip] = []
+    ended = 0
+    while len(turns) < count and len(turns) + ended < CANDIDATES * count:
+        try:
+            each = FIRST_SEED + seed + len(turns) + ended
+            turns.append(_turn_clip(source, each, context, left, idle))
+        except EndedError:
+            ended += 1
+    if ended and len(turns) < FEWEST_TURNS:
+        raise DataError(f"the game ended during {ended} of {len(turns) + ended} turns")
+    return turns
 
 
 def there_and_back(
@@ -178,7 +191,7 @@ def _there_and_back(source: Source, names: Sequence[str], ticks: int, context: i
     def play(plan: Iterable[int]) -> None:
         for action in plan:
             actions.append(int(action))
-            observations.append(source.step(int(action)))
+            observations.append(_lives(source.step(int(action)), seed))
 
     play([idle] * (context - 1))
     rounds = source.phases
@@ -216,14 +229,14 @@ def _open_side(obs: Observation) -> str:
 def _turn_clip(source: Source, seed: int, context: int, left: int, idle: int) -> Clip:
     observations, actions = [source.reset(seed)], []
     for _ in range(context - 1):
-        observations.append(source.step(idle))
+        observations.append(_lives(source.step(idle), seed))
         actions.append(idle)
     turned = [0.0]
     while turned[-1] < math.tau:
         if len(turned) > LONGEST_TURN:
             raise DataError(f"{source.name} does not come round in {LONGEST_TURN} ticks of left")
         before = _heading(source, observations[-1])
-        observations.append(source.step(left))
+        observations.append(_lives(source.step(left), seed))
         actions.append(left)
         turned.append(turned[-1] + abs(math.remainder(_heading(source, observations[-1]) - before, math.tau)))
     if abs(turned[-2] - math.tau) < abs(turned[-1] - math.tau):
@@ -232,9 +245,9 @@ def _turn_clip(source: Source, seed: int, context: int, left: int, idle: int) ->
 
 
 def clip_of(observations: list[Observation], actions: Ints, context: int, seed: int) -> Clip:
-    """A clip of what a source showed from its reset with `seed` on. Raises DataError where it ended."""
-    if any(o.terminated or o.truncated for o in observations):
-        raise EndedError(f"the game ended during the walk of seed {seed}; ask for shorter ones")
+    """A clip of what a source showed from its reset with `seed` on. Raises EndedError where it ended."""
+    for obs in observations:
+        _lives(obs, seed)
     poses = [o.pose for o in observations]
     return Clip(
         frames=np.stack([o.image for o in observations]),
@@ -247,6 +260,12 @@ def clip_of(observations: list[Observation], actions: Ints, context: int, seed: 
         seed=seed,
         history=np.zeros(0, np.int64),
     )
+
+
+def _lives(obs: Observation, seed: int) -> Observation:
+    if obs.terminated or obs.truncated:
+        raise EndedError(f"the game ended during the walk of seed {seed}; ask for shorter ones")
+    return obs
 
 
 def _heading(source: Source, obs: Observation) -> float:

@@ -23,7 +23,17 @@ Edit = Callable[[DreamState], DreamState]
 
 
 class CheckedDream(BatchDream):
-    """A world as it is; a state that is no number is an error before it is painted."""
+    """A world as it is; a state that is no number is an error before it is painted, and so are weights of
+    the sound: what its head makes of them would pass for silence."""
+
+    def reset(self, obs: NDArray[np.uint8], act: NDArray[np.int64], phase: NDArray[np.int64]) -> Images:
+        """See `BatchDream.reset`. Raises WorldError for sound that is no number."""
+        audio = self.engine.model.audio
+        if audio is not None and not all(bool(torch.isfinite(p).all()) for p in audio.parameters()):
+            raise WorldError(
+                f"{self.name} has weights with NaN or infinity in its sound; its scores are void"
+            )
+        return super().reset(obs, act, phase)
 
     def advance(self, act: NDArray[np.int64]) -> DreamState:
         """See `BatchDream.advance`. Raises WorldError for a state with NaN or infinity."""
@@ -31,21 +41,36 @@ class CheckedDream(BatchDream):
         check_finite(state, self.name)
         return state
 
+    def _imagined(self, state: DreamState, act_B: torch.Tensor, real: NDArray[np.uint8]) -> DreamState:
+        after = super()._imagined(state, act_B, real)
+        check_finite(after, self.name)
+        return after
+
 
 class AblatedDream:
     """A world without a part of its memory (`PARTS`): the parts that are gone stay gone from tick 0 on.
 
-    Painted as the world paints. It has no teacher-forced predictions, since the context is taken in by
-    the whole world. Raises ValueError for an unknown part.
+    Painted, heard and reseeded as the world is. It has no teacher-forced predictions, since the context is
+    taken in by the whole world. Raises ValueError for an unknown part.
     """
 
     def __init__(self, engine: DreamEngine, part: str, name: str = "dream", seed: int = 0) -> None:
         if part not in PARTS:
             raise ValueError(f"unknown ablation {part!r}; there are {', '.join(PARTS)}")
-        self.name = f"{name} {part}"
+        self.name, self.engine, self.part = f"{name} {part}", engine, part
+        self._world = name
         self._dream = _Edited(engine, part, self.name, seed)
         self.reset, self.step = self._dream.reset, self._dream.step
         self.advance, self.reconstruct = self._dream.advance, self._dream.reconstruct
+
+    @property
+    def heard(self) -> NDArray[np.int16] | None:
+        """See `BatchDream.heard`."""
+        return self._dream.heard
+
+    def reseeded(self, seed: int) -> AblatedDream:
+        """The same world, without the same part, with other chances."""
+        return AblatedDream(self.engine, self.part, self._world, seed)
 
 
 class _Edited(CheckedDream):
@@ -112,7 +137,10 @@ def no_window(state: DreamState) -> DreamState:
 
 def check_finite(state: DreamState, name: str) -> None:
     """Raises WorldError for a state that is no number: painted, it would pass for a picture."""
-    if not bool(torch.isfinite(state.z.sum() + state.place.pose.sum())):
+    total = state.z.sum() + state.place.pose.sum()
+    if state.sound is not None:
+        total = total + state.sound.latent.sum() + state.sound.tail.sum()
+    if not bool(torch.isfinite(total)):
         raise WorldError(
             f"{name} came to NaN or infinity at tick {state.tick} of a dream; its scores are void"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,32 @@ def write_card(folder: Path, config: WorldConfig, run: Path, provenance: dict[st
 def add_evaluation(folder: Path, result: dict[str, Any], command: Sequence[str]) -> None:
     """Lands an evaluation beside a world: eval.json, the scores in CARD.md, the headline in world.json.
 
-    Raises DataError for one that is too large, WorldError when the folder holds no world.
+    Raises DataError for one that is too large or of a smaller pass than what is there (`refuse_smaller`),
+    WorldError when the folder holds no world.
     """
     text = compact_json(result).encode()
     if len(text) > EVAL_BYTES:
         raise DataError(f"eval.json would have {len(text)} bytes of {EVAL_BYTES}; measure fewer windows")
+    refuse_smaller(folder, result["plan"])
     add_scores(folder, summary_markdown(result), headline(result), shown_command(command))
     write_atomic(folder / EVAL_NAME, [text])
+
+
+def refuse_smaller(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Raises DataError where `folder` already has an evaluation of these weights with more windows or longer
+    ones than `plan`: a small pass would put worse figures in the place of better ones."""
+    path = folder / EVAL_NAME
+    if not path.exists():
+        return
+    old = read_json(path)
+    weights = read_json(folder / "world.json").get("weights_sha256")
+    if old.get("weights_sha256", weights) != weights:
+        return  # of other weights: it says nothing of these
+    before = old.get("plan", {})
+    if any(before.get(size, 0) > plan[size] for size in ("windows", "ticks")):
+        raise DataError(
+            f"{path} is of a larger pass than this one; measure without --quick and --figures, or remove it"
+        )
 
 
 def shown_command(command: Sequence[str]) -> str:

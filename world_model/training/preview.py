@@ -13,6 +13,8 @@ from world_model.evaluation.metrics import laplacian_energy, psnr
 from world_model.training.pictures import save_rows
 
 CONTEXT = 32
+SAME = 50.0
+"""PSNR of copy-seed from which on a window is one in which nothing changed: it says nothing of a gain."""
 TICKS = (1, 4, 8, 16, 32, 64, 128, 250)
 
 
@@ -48,7 +50,9 @@ class RolloutPreview:
             seed = [o[-1] for o in obs]
             own = np.array([psnr(a, b) for a, b in zip(images, real, strict=True)])
             held = np.array([psnr(a, b) for a, b in zip(seed, real, strict=True)])
-            scores[f"gain{tick}"] = float((own - held).mean())
+            moved = held < SAME
+            if moved.any():
+                scores[f"gain{tick}"] = float((own - held)[moved].mean())
             if tick in (8, 128):
                 scores[f"psnr{tick}"] = float(own.mean())
             if tick in (32, 128):

@@ -216,7 +216,7 @@ class _Material:
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
         if name == "decoder":
-            still = TokenizerPreview(self.val, torch.device(device))
+            still = TokenizerPreview(self.val, torch.device(device), view_rows(self.world.config))
             return DecoderStage(self.world, self._latents(), preview, still, device)
         settings = dataclasses.replace(STAGES[name], compile=self.config.compile)
         self.world.requires_grad_(False)

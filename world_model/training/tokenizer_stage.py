@@ -41,7 +41,7 @@ class TokenizerStage:
         tokenizer.requires_grad_(True)
         self.model = tokenizer.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._sampler, self._batch_size, self._view = FrameSampler(train), batch_size, view
-        self._preview = TokenizerPreview(val, self.device)
+        self._preview = TokenizerPreview(val, self.device, view)
 
     def batch(self, rng: np.random.Generator, done: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         if done < 0.8:
@@ -75,14 +75,18 @@ def lively_loss(out_BCHW: Tensor, x_BCHW: Tensor, mask: NDArray[np.bool_]) -> Te
 
 
 class TokenizerPreview:
-    """64 random held-out frames, fixed for a run."""
+    """64 random held-out frames, fixed for a run. `view`: the first row of a status bar, if there is one."""
 
-    def __init__(self, episodes: list[Episode], device: torch.device) -> None:
-        self._frames = FrameSampler(episodes)(np.random.default_rng(0), 64, WHOLE)
-        self._device = device
+    def __init__(self, episodes: list[Episode], device: torch.device, view: int | None = None) -> None:
+        self._frames, self._things = FrameSampler(episodes).lively(np.random.default_rng(0), 64, WHOLE)
+        self._device, self._view = device, view
 
     def __call__(self, model: Tokenizer, path: Path) -> dict[str, float]:
-        """Writes a sheet, real above its reconstruction, and returns PSNR, SSIM and sharpness."""
+        """Writes a sheet, real above its reconstruction, and returns PSNR, SSIM and sharpness.
+
+        Where the episodes tell boxes, also the PSNR within them, `things`, and that of the whole of the
+        pictures that have some, `around`; with a status bar also its own, `bar`.
+        """
         frames = self._frames
         out = np.concatenate([reconstruct(model, part, self._device) for part in np.split(frames, 8)])
         save_rows(path, [list(part[i : i + 6]) for i in (0, 6, 12) for part in (frames, out)])
@@ -92,7 +96,18 @@ class TokenizerPreview:
             "worst": float(scores.min()),
             "ssim": float(np.mean([ssim(a, b) for a, b in zip(out, frames, strict=True)])),
             "sharpness": sum(map(laplacian_energy, out)) / sum(map(laplacian_energy, frames)),
+            **self._parts(out),
         }
+
+    def _parts(self, out: NDArray[np.uint8]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        some = self._things.any((1, 2))
+        if some.any():
+            found["things"] = psnr(out[self._things], self._frames[self._things])
+            found["around"] = psnr(out[some], self._frames[some])
+        if self._view is not None:
+            found["bar"] = psnr(out[:, self._view :], self._frames[:, self._view :])
+        return found
 
 
 @torch.no_grad()
