@@ -79,6 +79,8 @@ class EpisodeLog:
             "fps": source.fps,
             "phases": source.phases,
         }
+        if names := getattr(source, "variables", ()):
+            header["variables"] = list(names)
         self._store = Store(folder, header, tape.now, tape.at)
 
     def _finish(self) -> None:

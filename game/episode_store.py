@@ -19,15 +19,18 @@ from world_model.data.episodes import Episode
 from world_model.data.sources import Observation
 from world_model.files import read_json, write_json
 
-FIELDS = {"frames": "image", "pose": "pose", "depth": "depth"}
+FIELDS = {"frames": "image", "pose": "pose", "depth": "depth", "variables": "variables"}
 """Arrays of an episode with an entry for each picture, and where an observation has them."""
+
+LABELS = 64
+"""Things of a picture that are kept at most, the first ones: a record has one size."""
 
 TICK = np.dtype([("action", "<i2"), ("phase", "u1"), ("over", "u1"), ("reward", "<f4")])
 """A picture's record: the action that led there (-1: none), the phase of what comes next, whether the game
 is over (1 terminated, 2 truncated), the reward of the action."""
 
 ALIGNMENT = "actions[t] was taken after frames[t] and led to frames[t+1]"
-ABOUT, TICKS, SOUND = "header.json", "ticks", "sound"
+ABOUT, TICKS, SOUND, BOXES = "header.json", "ticks", "sound", "labels"
 
 
 class Store:
@@ -41,12 +44,16 @@ class Store:
         values = {name: getattr(first, field, None) for name, field in FIELDS.items()}
         held = {name: value for name, value in values.items() if value is not None}
         self._silent: NDArray[np.int16] | None = None
-        self._sizes = {TICKS: TICK.itemsize} | {name: value.nbytes for name, value in held.items()}
+        boxes = np.zeros((LABELS, 5), np.int16)
+        self._kinds: list[str] = []
+        self._sizes = {TICKS: TICK.itemsize, BOXES: boxes.nbytes}
+        self._sizes |= {name: value.nbytes for name, value in held.items()}
         self._files: dict[str, IO[bytes]] = {}
         for name in self._sizes:
             self._files[name] = (folder / name).open("xb", buffering=0)
         _lock(self._files[TICKS])
-        shapes = {name: [str(value.dtype), list(value.shape)] for name, value in held.items()}
+        arrays = held | {BOXES: boxes}
+        shapes = {name: [str(value.dtype), list(value.shape)] for name, value in arrays.items()}
         self._about = {"arrays": shapes, "header": header | {"alignment": ALIGNMENT}}
         write_json(folder / ABOUT, self._about)
         self.append(-1, first)
@@ -60,8 +67,21 @@ class Store:
         for name, file in self._files.items():
             if name in FIELDS:
                 file.write(np.ascontiguousarray(getattr(obs, FIELDS[name])).data)
+        self._files[BOXES].write(self._boxes(obs).data)
         over = 1 if obs.terminated else 2 if obs.truncated else 0
         self._files[TICKS].write(np.array([(action, obs.phase, over, obs.reward)], TICK).tobytes())
+
+    def _boxes(self, obs: Observation) -> NDArray[np.int16]:
+        """A picture's labels as `Episode.labels` has them; a kind that is new is written down first."""
+        boxes = np.zeros((LABELS, 5), np.int16)
+        new = dict.fromkeys(label.name for label in obs.labels if label.name not in self._kinds)
+        if new:
+            self._kinds += new
+            self._about["header"]["labels"] = self._kinds
+            write_json(self.folder / ABOUT, self._about)
+        for row, b in zip(boxes, obs.labels, strict=False):
+            row[:] = (self._kinds.index(b.name) + 1, b.x, b.y, b.width, b.height)
+        return boxes
 
     def _begin_sound(self, first: NDArray[np.int16]) -> None:
         """The first tick tells whether there is sound; the picture before it has none."""
@@ -129,7 +149,8 @@ def _lock(file: IO[bytes]) -> None:
 
 def _episode(header: dict[str, Any], ticks: NDArray[Any], arrays: dict[str, Any]) -> Episode:
     over = int(ticks["over"][-1])
-    sound = arrays.pop(SOUND, None)
+    sound, labels = arrays.pop(SOUND, None), arrays.pop(BOXES, None)
+    most = 0 if labels is None else int((labels[:, :, 0] > 0).sum(1).max())
     phases = (int(ticks["phase"][0]) + np.arange(len(ticks) - 1)) % header.get("phases", 1)
     return Episode(
         header | {"terminated": over == 1, "truncated": over == 2},
@@ -137,5 +158,6 @@ def _episode(header: dict[str, Any], ticks: NDArray[Any], arrays: dict[str, Any]
         phases=phases.astype(np.uint8),
         rewards=ticks["reward"][1:].astype(np.float32),
         sound=None if sound is None else sound[1:],
+        labels=None if labels is None or not most else labels[:, :most],
         **({"pose": None} | arrays),
     )

@@ -11,6 +11,7 @@ import hashlib
 import time
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +176,7 @@ class SourceWorld:
         self.info = WorldInfo(
             f"{name}-source", width, height, FPS, 0, (), source.licence, {}, {}, "", "source", _rate(source)
         )
-        self.origin = {"source": source.name}
+        self.origin: dict[str, Any] = {"source": source.name}
         """Written into a recording, so that it is known what to replay it with."""
 
     def reset(self, seed: int = 0, scene: str | None = None) -> Frame:

@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from game.players import RESEED, Wanderer
 from game.source_world import Mark, SourceWorld, Tape
 from world_model.data.sources import Source, make_source
-from world_model.types import FPS, Action, DataError, Frame, Image
+from world_model.types import FPS, Action, DataError, Frame, Image, SourceError
+
+SOUND = "sound"
+"""In a recording's first line: false where the real game ran without its sound."""
 
 CONTEXT = 32
 """Transitions of the real game that the dream sees before it begins."""
@@ -80,7 +83,7 @@ class TwinWorld:
             scenes=(),  # it begins where the real game does
             backend=f"twin-{dream.info.backend}",
         )
-        self.origin = {"source": source.name, "dream": dream.info.name}
+        self.origin: dict[str, Any] = {"source": source.name, "dream": dream.info.name}
         """Written into a recording, so that it is known what to replay it with."""
         self._drift: deque[tuple[float, float]] = deque(maxlen=PLOT_SECONDS * FPS)
         self._held: Image
@@ -156,6 +159,28 @@ class TwinWorld:
         return replace(frame, image=np.ascontiguousarray(np.concatenate((top, bottom), 0)))
 
 
+def open_source(name: str, audio: bool = True) -> SourceWorld:
+    """The real game as a world, with sound only where it is heard. Raises SourceError with the remedy."""
+    world = SourceWorld(_open_game(name, audio))
+    world.origin |= {} if audio else {SOUND: False}
+    return world
+
+
+def open_twin(dream: Any, name: str, audio: bool = True) -> TwinWorld:
+    """The real game `name` beside a dream of it; see `open_source`. Raises DataError for another game."""
+    world = TwinWorld(dream, _open_game(name, audio))
+    world.origin |= {} if audio else {SOUND: False}
+    return world
+
+
+def _open_game(name: str, audio: bool) -> Source:
+    try:
+        return make_source(name, sound=audio)
+    except SourceError as err:
+        # The source speaks of collecting, which goes on without sound by another word than playing.
+        raise SourceError(str(err).replace("--no-sound", "--no-audio")) from err
+
+
 def open_recorded(header: dict[str, Any], load: Callable[[str], Any], name: str | None = None) -> Any:
     """The world that a recording with this first line is of: a dream, a real game, or both.
 
@@ -167,9 +192,10 @@ def open_recorded(header: dict[str, Any], load: Callable[[str], Any], name: str 
         return load(name or str(header["world"]))
     if not isinstance(source, str) or (backend != "source" and not isinstance(dream, str)):
         raise DataError("the recording does not say which real game it is of")
+    audio = header.get(SOUND) is not False
     if backend == "source":
-        return SourceWorld(make_source(source))
-    return TwinWorld(load(name or str(dream)), make_source(source))
+        return open_source(source, audio)
+    return open_twin(load(name or str(dream)), source, audio)
 
 
 def psnr(one: Image, other: Image) -> float:

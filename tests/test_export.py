@@ -95,7 +95,7 @@ def test_a_rollout_is_checked_against_its_log(tmp_path: Path) -> None:
 def test_a_session_on_a_real_game_has_its_poses_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("game.twin.make_source", lambda name: StubSource(60))
+    monkeypatch.setattr("game.twin.make_source", lambda name, sound: StubSource(60))
     world = SourceWorld(StubSource(60))
     logs = [SessionLog(tmp_path / "kept", world, world.origin), EpisodeLog(tmp_path / "data", world)]
     session = Session(world, Listed("all", [t % 7 for t in range(120)]), logs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from game.episode_log import MIN_TICKS, UNFINISHED, EpisodeLog, check_seed
 from game.keys import Command, Input
 from game.play import Options, play
+from game.players import Listed
 from game.session import Session
 from game.slots import Slots
 from game.source_world import LEAST, SourceWorld, Tape
@@ -21,6 +23,7 @@ from stub_source import StubSource
 from stub_world import hold, press
 from world_model.data.collect import record_episode
 from world_model.data.episodes import SPLITS, list_episodes, read_episode
+from world_model.data.sources import Label, Observation
 
 
 def _straight(seed: int, actions: list[int], length: int = 10_000) -> list[np.ndarray]:
@@ -258,7 +261,7 @@ def test_the_next_session_keeps_what_a_killed_one_left(tmp_path: Path) -> None:
 def test_play_on_a_real_game_keeps_an_episode_and_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("world_model.data.sources.make_source", lambda name: StubSource())
+    monkeypatch.setattr("game.twin.make_source", lambda name, sound: StubSource())
     options = Options(source="stub", fast=True, ticks=60, home=tmp_path, player="wander")
     summary = play(options, lambda name: None, dict)
     assert summary is not None
@@ -274,10 +277,49 @@ def test_play_on_a_real_game_keeps_an_episode_and_says_where(
         play(Options(source="stub", seed=10**9, home=tmp_path), lambda name: None, dict)
 
 
+class Fought(StubSource):
+    """Tells what is seen and how the player is."""
+
+    variables = ("HEALTH", "KILLCOUNT")
+
+    def reset(self, seed: int) -> Observation:
+        self._ticks = 0
+        return self._told(super().reset(seed))
+
+    def step(self, action: int) -> Observation:
+        self._ticks += 1
+        return self._told(super().step(action))
+
+    def _told(self, obs: Observation) -> Observation:
+        seen = [Label("imp", 1, 2, 3, 4)] if self._ticks % 2 else []
+        seen += [Label("clip", 5, self._ticks, 7, 8)] if self._ticks >= 10 else []
+        numbers = np.array([100 - self._ticks, self._ticks // 9], np.int32)
+        return replace(obs, labels=tuple(seen), variables=numbers)
+
+
+def test_an_episode_of_a_fight_tells_what_was_seen_and_how_it_stood(tmp_path: Path) -> None:
+    world = SourceWorld(Fought())
+    session = Session(world, Listed("all", [0] * 60), [EpisodeLog(tmp_path, world)])
+    session.begin(seed=3)
+    for _ in range(60):
+        session.advance(Input())
+    for log in session.logs:
+        log.close()
+    episode = read_episode(list_episodes(tmp_path, "train")[0])
+    assert episode.header["variables"] == ["HEALTH", "KILLCOUNT"]
+    assert episode.header["labels"] == ["imp", "clip"]
+    assert episode.variables is not None and episode.labels is not None
+    assert episode.variables[:, 0].tolist() == list(range(100, 39, -1))
+    assert episode.labels.shape == (61, 2, 5)
+    assert episode.labels[11].tolist() == [[1, 1, 2, 3, 4], [2, 5, 11, 7, 8]]
+    assert episode.labels[1].tolist() == [[1, 1, 2, 3, 4], [0] * 5]
+    assert not episode.labels[0].any()
+
+
 def test_an_interrupted_session_leaves_a_whole_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("world_model.data.sources.make_source", lambda name: StubSource())
+    monkeypatch.setattr("game.twin.make_source", lambda name, sound: StubSource())
     polls = iter([Input(1)] * 70)
 
     def poll(window: object) -> Input:
@@ -287,8 +329,8 @@ def test_an_interrupted_session_leaves_a_whole_episode(
         return asked
 
     monkeypatch.setattr("game.window.Window.poll", poll)
-    with pytest.raises(KeyboardInterrupt):
-        play(Options(source="stub", fast=True, home=tmp_path), lambda name: None, dict)
+    summary = play(Options(source="stub", fast=True, home=tmp_path), lambda name: None, dict)
+    assert summary is not None and summary.interrupted
     (folder,) = list_episodes(tmp_path / "episodes" / "stub", "train")
     assert 60 <= len(read_episode(folder)) <= 70
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_players_of_chance_leave_the_reseed_action_alone() -> None:
 
 
 def test_a_recording_says_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("game.twin.make_source", lambda name: StubSource())
+    monkeypatch.setattr("game.twin.make_source", lambda name, sound: StubSource())
     twin, dream, _ = _twin()
     header = {"world": twin.info.name, "backend": twin.info.backend, **twin.origin}
     opened = open_recorded(header, {"stub": dream}.__getitem__)
@@ -194,7 +195,7 @@ def test_psnr_and_plot() -> None:
 
 def test_twin_and_source_on_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = StubSource()
-    monkeypatch.setattr("world_model.data.sources.make_source", lambda name: source)
+    monkeypatch.setattr("game.twin.make_source", lambda name, sound: source)
     options = Options("stub", twin=True, fast=True, ticks=5, home=tmp_path)
     play(options, lambda name: ContextWorld(source), dict)
     play(Options(source="stub", fast=True, ticks=5, home=tmp_path), StubWorld, dict)
@@ -205,6 +206,24 @@ def test_twin_and_source_on_the_command(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_missing_game_says_what_is_there() -> None:
     with pytest.raises(SourceError, match="unknown source"):
         open_world(Options(source="nowhere"), StubWorld)
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_game_that_nobody_hears_is_opened_without_sound(
+    twin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(name: str, sound: bool) -> StubSource:
+        if sound:
+            raise SourceError("no sound without OpenAL; install it or go on with --no-sound")
+        return StubSource()
+
+    monkeypatch.setattr("game.twin.make_source", make)
+    options = Options("stub", source=None if twin else "stub", twin=twin, audio=False)
+    world = open_world(options, lambda name: ContextWorld(StubSource()))
+    header = {"world": world.info.name, "backend": world.info.backend, **world.origin}
+    assert open_recorded(header, lambda name: ContextWorld(StubSource())).origin == world.origin
+    with pytest.raises(SourceError, match="--no-audio"):
+        open_world(replace(options, audio=True), lambda name: ContextWorld(StubSource()))
 
 
 def test_a_twin_has_no_scenes() -> None:
