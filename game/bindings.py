@@ -5,8 +5,8 @@
     [commands]
     pause = ["p", "space"]      # the names of `keys.Command`
 
-A key that the file gives to something is taken from whatever has it by default. Names are those of SDL in
-lower case.
+A key that the file gives to something is taken from whatever has it by default. Names are those of SDL; case
+does not matter. One file serves all worlds: what it says of another world's keys (`q = ["z"]`) does no harm.
 """
 
 from __future__ import annotations
@@ -30,12 +30,20 @@ NAMED_KEYS = frozenset(
 )
 PATTERN = re.compile(r"\S|f([1-9]|1[0-9]|2[0-4])|\[[0-9./*+=-]\]")
 """Any single sign, the function keys, and those of the number pad."""
+SLOT_KEY = re.compile(r"[0-9]|\[[0-9]\]")
+"""A digit: the key says which slot is meant."""
 
 
-def read_bindings(path: Path, actions: Sequence[Action] = ()) -> Bindings:
-    """The defaults where there is no such file. Raises DataError that names the entry and the reason."""
+def read_bindings(path: Path, actions: Sequence[Action] = (), named: bool = False) -> Bindings:
+    """The defaults where there is no such file, unless a person `named` it: then that is an error too.
+
+    The name of any key may stand for a key of the world, as another world than this one may have it. Raises
+    DataError that names the entry and the reason.
+    """
     bindings = default_bindings(actions)
     if not path.exists():
+        if named:
+            raise DataError(f"{path}: there is no such file of key bindings")
         return bindings
     data = _read(path)
     unknown = set(data) - {"game", "commands"}
@@ -43,6 +51,9 @@ def read_bindings(path: Path, actions: Sequence[Action] = ()) -> Bindings:
         raise DataError(f"{path}: unknown section {sorted(unknown)[0]!r}; there are: game, commands")
     game = _section(path, data, "game", sorted(set(bindings.game.values())))
     commands = _section(path, data, "commands", [c.value for c in Command])
+    for key in commands.get(Command.SLOT, []):
+        if not SLOT_KEY.fullmatch(key):
+            raise DataError(f"{path}: commands.slot names a key {key!r} that is no digit")
     _check_conflicts(path, game, commands)
     taken = {key for keys in (*game.values(), *commands.values()) for key in keys}
     return Bindings(
@@ -64,18 +75,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _section(path: Path, data: dict[str, Any], section: str, names: list[str]) -> dict[str, list[str]]:
+    """Its entries, keys in lower case. `names` are those that there are in this world."""
     entries = data.get(section, {})
     if not isinstance(entries, dict):
         raise DataError(f"{path}: {section!r} is not a section")
     for name, keys in entries.items():
-        if name not in names:
+        if name not in names and not (section == "game" and _is_key(name)):
             raise DataError(f"{path}: unknown name {section}.{name}; there are: {', '.join(names)}")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise DataError(f'{path}: {section}.{name} is not a list of keys, as in ["up", "w"]')
         for key in keys:
-            if key not in NAMED_KEYS and not PATTERN.fullmatch(key):
+            if not _is_key(key.lower()):
                 raise DataError(f"{path}: {section}.{name} names a key {key!r} that does not exist")
-    return entries
+    return {name: [key.lower() for key in keys] for name, keys in entries.items()}
+
+
+def _is_key(name: str) -> bool:
+    """Worlds call their keys by these names too."""
+    return name in NAMED_KEYS or PATTERN.fullmatch(name) is not None
 
 
 def _check_conflicts(path: Path, *sections: dict[str, list[str]]) -> None:

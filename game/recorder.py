@@ -175,6 +175,19 @@ def open_frames(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise DataError(f"{path}: the frames cannot be read ({err})") from err
 
 
+def partial_of(out: Path) -> Path:
+    """The folder of a rollout that is not complete."""
+    return out.with_name(out.name + ".partial")
+
+
+def stopped_rollout(out: Path) -> str | None:
+    """What to say of a rollout that a person has stopped; None where nothing of it is there."""
+    partial = partial_of(out)
+    if not (partial / LOG_NAME).is_file():
+        return None
+    return f"stopped; what was imagined so far is in {partial}, and `replay {partial}` dreams it again"
+
+
 def record_rollout(
     world: Any,
     player: Player,
@@ -193,7 +206,7 @@ def record_rollout(
         raise ValueError(f"--frames {frames}: at least one frame is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another --out")
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_of(out)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

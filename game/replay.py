@@ -90,12 +90,15 @@ def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
 def check_world(recording: Recording, world: Any) -> str:
     """What differs between the recording's machine and this one, as a reason; "" if nothing does.
 
-    Raises DataError where the world has other actions, so that the recording means nothing in it.
+    Raises DataError where the world has other actions or no scenes: the recording means nothing in it.
     """
     header, info = recording.header, world.info
     names = [action.name for action in world.actions]
     if header["actions"] != names[: len(header["actions"])]:  # a twin has one more than its dream
         raise DataError(f"{recording.path}: it belongs to the world {header['world']!r}, not {info.name!r}")
+    scenes = [r["start"].get("scene") for r in recording.records if isinstance(r.get("start"), dict)]
+    if any(isinstance(scene, str) for scene in scenes) and not info.scenes:
+        raise DataError(f"{recording.path}: it begins in a scene, and {info.name} has none")
     reasons = []
     if header["weights_sha256"] != info.weights_sha256:
         reasons.append(f"other weights ({header['weights_sha256'][:8]}, here {info.weights_sha256[:8]})")
@@ -154,15 +157,12 @@ def _int(recording: Recording, record: dict[str, Any], name: str, low: int, high
 
 
 def _start(recording: Recording, world: Any, start: Any) -> tuple[Frame, tuple[int, ...]]:
-    if not isinstance(start, dict) or type(start.get("seed")) is not int:
-        raise DataError(f"{recording.path}: a start without a seed")
-    actions = unroll(recording.path, start.get("actions"), len(world.actions))
+    seed, scene, taken = _begin(recording, start, len(world.actions))
+    actions = tuple(taken)
     state = _packed(recording, world, start)
     if state is not None:
         world.restore(state)
         return world.paint(state), actions
-    scene = start.get("scene")
-    seed = start["seed"]
     frame = world.reset(seed=seed) if scene is None else world.reset(seed=seed, scene=scene)
     step = stepper(world)
     for action in actions:
@@ -185,17 +185,35 @@ def _rewind(recording: Recording, history: History, tick: Any, world: Any) -> No
 
 
 def timeline(recording: Recording) -> tuple[int, str | None, list[int]]:
-    """Seed, scene and actions of the last timeline, from its start to the end of the recording."""
-    seed, scene, actions = 0, None, []  # type: int, str | None, list[int]
+    """Seed, scene and actions of the last timeline, from its start to the end of the recording.
+
+    Raises DataError where it is altered, or is no timeline: what a replay would refuse is refused here.
+    """
+    if recording.altered is not None:
+        raise DataError(f"{recording.altered}; `replay` shows what comes before it")
+    count = len(recording.header["actions"])
+    seed, scene, actions = 0, None, None  # type: int, str | None, list[int] | None
     for record in recording.records:
         if "start" in record:
-            seed, scene = record["start"]["seed"], record["start"]["scene"]
-            actions = [action for action, times in record["start"]["actions"] for _ in range(times)]
+            seed, scene, actions = _begin(recording, record["start"], count)
+        elif actions is None:
+            raise DataError(f"{recording.path}: its first tick comes before a start")
         elif "rewind" in record:
-            del actions[record["rewind"] :]
+            del actions[_int(recording, record, "rewind", 0, len(actions)) :]
         else:
-            actions.append(record["action"])
-    return seed, scene, actions
+            _int(recording, record, "tick", len(actions) + 1, len(actions) + 1)
+            actions.append(_int(recording, record, "action", 0, count - 1))
+    return seed, scene, actions or []
+
+
+def _begin(recording: Recording, start: Any, count: int) -> tuple[int, str | None, list[int]]:
+    """Seed, scene and the actions that lead to a start."""
+    if not isinstance(start, dict) or type(start.get("seed")) is not int or start["seed"] < 0:
+        raise DataError(f"{recording.path}: a start without a seed")
+    scene = start.get("scene")
+    if scene is not None and not isinstance(scene, str):
+        raise DataError(f"{recording.path}: the scene of a start is {scene!r}, not a name")
+    return start["seed"], scene, list(unroll(recording.path, start.get("actions"), count))
 
 
 def render(recording: Recording, world: Any, path: Path, size: tuple[int, int]) -> str:

@@ -7,6 +7,8 @@ way again, checked by the state's hash. Where the world can write its state as b
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -117,10 +119,21 @@ class Slots:
 
     def save(self, slot: int, moment: Moment, state: Any, frame: Frame) -> None:
         """Raises DataError where the disk refuses; what the slot held before is unchanged then."""
-        write_json(self.path(slot), moment_to_json(moment))
+        path = self._state(slot, moment.state_hash)
+        known = path.exists()
+        try:
+            if hasattr(self._world, "pack_state"):
+                write_atomic(path, [self._world.pack_state(state)])
+            write_json(self.path(slot), moment_to_json(moment))  # last: from here on the slot is the new one
+        except ReverieError:
+            if not known:
+                path.unlink(missing_ok=True)
+            raise
         self._live[slot] = (moment.state_hash, state, frame)
-        if hasattr(self._world, "pack_state"):
-            write_atomic(self._state(slot), [self._world.pack_state(state)])
+        for old in [self.folder / f"slot{slot}.state", *self.folder.glob(f"slot{slot}-*.state")]:
+            if old != path:
+                with contextlib.suppress(OSError):  # it only takes room
+                    old.unlink(missing_ok=True)
 
     def load(self, slot: int) -> tuple[Moment, Any, Frame | None]:
         """The moment, and its state and picture if they are known. Raises DataError for a bad slot."""
@@ -128,7 +141,7 @@ class Slots:
         state_hash, state, frame = self._live.get(slot, ("", None, None))
         if state_hash == moment.state_hash:
             return moment, state, frame
-        state = read_state(self._state(slot), self._world, moment.state_hash)
+        state = read_state(self._state(slot, moment.state_hash), self._world, moment.state_hash)
         return moment, state, None if state is None else self._world.paint(state)
 
     def _moment(self, slot: int) -> Moment:
@@ -145,8 +158,9 @@ class Slots:
             raise DataError(f"{path}: it belongs to another world or other weights ({moment.world})")
         return moment
 
-    def _state(self, slot: int) -> Path:
-        return self.folder / f"slot{slot}.state"
+    def _state(self, slot: int, state_hash: str) -> Path:
+        """Another name for every moment, so that a save that fails half way has replaced nothing."""
+        return self.folder / f"slot{slot}-{hashlib.sha256(state_hash.encode()).hexdigest()[:16]}.state"
 
     def tick_of(self, slot: int) -> int | None:
         """Ticks played before the saved moment; None where the slot is empty or broken."""

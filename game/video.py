@@ -37,20 +37,27 @@ def _av() -> Any:
     return av
 
 
+def fitted(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) with the aspect of `inner` that `outer` holds, in whole pixels."""
+    scale = min(outer[0] / inner[0], outer[1] / inner[1])
+    return max(1, round(inner[0] * scale)), max(1, round(inner[1] * scale))
+
+
 class VideoWriter:
     """An H.264 MP4, or an animated GIF, of pictures at 25 a second. Raises DataError where the disk refuses.
 
     With a `rate`, samples a second, it has sound as AAC beside them; a GIF has none. Pictures of another
-    size than (width, height) are scaled by whole pixels or smoothly, with their aspect.
+    size than (width, height) are scaled smoothly with their aspect, between black bars.
     """
 
     def __init__(self, path: Path, width: int, height: int, rate: int = 0, live: bool = False) -> None:
         self._av, self.path = _av(), path
         self._size = (width - width % 2, height - height % 2)  # H.264 halves the colour planes
-        self._gif = path.suffix == ".gif"
+        self._gif = path.suffix.lower() == ".gif"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = self._av.open(str(path), "w", options=FRAGMENTED if live else {})
+            kind = "gif" if self._gif else None  # else FFmpeg tells by the name
+            self._container = self._av.open(str(path), "w", kind, options=FRAGMENTED if live else {})
             self._stream = self._container.add_stream("gif" if self._gif else "libx264", rate=FPS)
             self._sound: Any = None
             if rate and not self._gif:
@@ -76,9 +83,22 @@ class VideoWriter:
         if self._sound is not None:
             self._write_sound(sound, (tick + 1) * (self._rate // FPS))
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        frame = frame.reformat(*self._size, format=self._stream.pix_fmt, interpolation="BICUBIC")
+        frame = self._between_bars(frame).reformat(
+            *self._size, format=self._stream.pix_fmt, interpolation="BICUBIC"
+        )
         frame.pts, frame.time_base = tick, Fraction(1, FPS)
         self._mux(self._stream, frame)
+
+    def _between_bars(self, frame: Any) -> Any:
+        """The frame as large as it fits in, on black; itself where it has the film's aspect already."""
+        width, height = fitted((frame.width, frame.height), self._size)
+        if (width, height) == self._size:
+            return frame
+        canvas = np.zeros((self._size[1], self._size[0], 3), np.uint8)
+        left, top = (self._size[0] - width) // 2, (self._size[1] - height) // 2
+        scaled = frame.reformat(width, height, format="rgb24", interpolation="BICUBIC")
+        canvas[top : top + height, left : left + width] = scaled.to_ndarray()
+        return self._av.VideoFrame.from_ndarray(canvas, format="rgb24")
 
     def _write_sound(self, sound: Sound | None, end: int) -> None:
         """Samples up to `end`, so that sound and pictures have the same length at any moment."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import main
 from game.keys import Command, Input
 from game.players import RandomPlayer, Wanderer, player_for, read_script
 from game.png import png_bytes
 from game.recorder import LOG_NAME, SessionLog, open_frames, record_rollout
-from game.replay import read_recording, replay, report, timeline
+from game.replay import check_world, read_recording, replay, report, timeline
 from game.session import Session
 from stub_world import ACTIONS, StubWorld, hold, press
 from world_model.data.episodes import read_episode
@@ -68,6 +74,76 @@ def test_every_prefix_replays(tmp_path: Path) -> None:
         assert compared == whole[:end].count(b'"tick"') - (
             recording.cut and b'"tick"' in whole[:end].split(b"\n")[-1]
         )
+
+
+def _log(path: Path, *records: object) -> Path:
+    """A log whose checks are right, whatever it says."""
+    header = {"schema": 1, "world": "stub", "weights_sha256": "", "backend": "", "actions": ["a", "b"]}
+    crc, lines = 0, []
+    for record in (header, *records):
+        payload = json.dumps(record).encode()
+        crc = zlib.crc32(payload, crc)
+        lines.append(b"%08x %s\n" % (crc, payload))
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+START = {"start": {"seed": 0, "scene": None, "actions": []}}
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([START, {"tick": 1}], "action None does not fit"),
+        ([START, {"tick": 1, "action": 99}], "action 99 does not fit"),
+        ([START, {"tick": 2, "action": 0}], "tick 2 does not fit"),
+        ([{"start": None}], "without a seed"),
+        ([{"start": {"seed": 0, "scene": 5, "actions": []}}], "not a name"),
+        ([{"start": {"seed": 0, "scene": None, "actions": [[1]]}}], "list of actions is broken"),
+        ([START, {"rewind": "x"}], "rewind 'x' does not fit"),
+        ([START, {"rewind": 1}], "rewind 1 does not fit"),
+        ([{"tick": 1, "action": 0}], "before a start"),
+    ],
+)
+def test_a_crafted_log_has_no_timeline(tmp_path: Path, records: list[object], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        timeline(read_recording(_log(tmp_path / "crafted.jsonl", *records)))
+
+
+def test_an_altered_log_has_no_timeline(tmp_path: Path) -> None:
+    path = _log(tmp_path / "log.jsonl", START, {"tick": 1, "action": 1}, {"tick": 2, "action": 0})
+    assert timeline(read_recording(path)) == (0, None, [1, 0])
+    path.write_bytes(path.read_bytes().replace(b'"tick": 2', b'"tick": 3'))
+    with pytest.raises(DataError, match="line 4: altered"):
+        timeline(read_recording(path))
+
+
+def test_a_recording_from_a_scene_needs_a_world_with_scenes(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "rec", StubWorld())
+    session = Session(StubWorld(), logs=[log])
+    session.begin(0, "yard")
+    log.close()
+    world = StubWorld()
+    world.info = replace(world.info, scenes=())
+    with pytest.raises(DataError, match="it begins in a scene, and stub has none"):
+        check_world(read_recording(tmp_path / "rec"), world)
+
+
+def test_a_rollout_that_is_stopped_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(done: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    def record(*given: Any, **_: Any) -> Path:
+        return record_rollout(*given, progress=stop)
+
+    monkeypatch.setattr(main, "_load_world", lambda name: StubWorld())
+    monkeypatch.setattr("game.recorder.record_rollout", record)
+    command = ["record", "--out", str(tmp_path / "out"), "--policy", "random"]
+    result = CliRunner().invoke(main.app, command)
+    assert result.exit_code == 130
+    assert str(tmp_path / "out.partial") in result.output.replace("\n", "")
+    assert "5 ticks replay exactly" in report(read_recording(tmp_path / "out.partial"), StubWorld())
 
 
 def test_a_log_without_a_whole_line_is_refused(tmp_path: Path) -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from world_model.types import FPS, Action, WorldError
 
 AUDIO_CELL = 144
 """Samples to one column of the sound codec's inmost grid."""
 
+MOST = 192_000
+"""No size of a world is larger."""
+
+LARGEST = 1e9
+"""No other number is, of either sign."""
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+"""What a world may be called: its name becomes that of folders."""
+
+MAY_BE_ZERO = frozenset(
+    {"detail_dim", "conv_blocks", "head_blocks", "global_tokens", "retrieved", "recalled", "pose_octaves"}
+)
+"""Sizes that may be zero; all others are one at least."""
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Picture 256 x 160 <-> latent 16 x 10 (a factor of 16 each way)."""
+    """Picture 256 x 160 <-> latent 16 x 10 (a factor of 16 each way). WorldError for sizes that are none."""
 
     width: int = 256
     height: int = 160
@@ -24,6 +39,11 @@ class TokenizerConfig:
     detail_dim: tuple[int, int] = (0, 0)
     """Channels on the grids 64 x 40 and 128 x 80 that a map adds to what is decoded; 0 without a map."""
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if self.width % 16 or self.height % 16:
+            _refuse(self, "height" if self.height % 16 else "width", "a multiple of 16")
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the latent."""
@@ -32,7 +52,10 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """The trunk (convolutions at 16 x 10 around Mamba-2 and attention at 8 x 5), the memory, the head."""
+    """The trunk (convolutions at 16 x 10 around Mamba-2 and attention at 8 x 5), the memory, the head.
+
+    WorldError for sizes that do not fit.
+    """
 
     conv_dim: int = 96
     conv_blocks: int = 2
@@ -66,6 +89,21 @@ class DynamicsConfig:
     head_dim_conv: int = 112
     head_blocks: int = 2
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if self.d_model % self.attention_heads:
+            _refuse(self, "attention_heads", f"a divisor of d_model {self.d_model}")
+        if self.d_model % self.head_dim:
+            _refuse(self, "head_dim", f"a divisor of d_model {self.d_model}")
+        if max(self.paint_bits, default=0) > 24:
+            _refuse(self, "paint_bits", "powers of two up to 24")
+        if self.tile <= 0:
+            _refuse(self, "tile", "larger than zero")
+        if not 0 < self.horizon <= 1:
+            _refuse(self, "horizon", "a part of the picture's height")
+        if not self.heights[0] < self.heights[1]:
+            _refuse(self, "heights", "floor and ceiling")
+
 
 @dataclass(frozen=True)
 class AudioConfig:
@@ -81,10 +119,7 @@ class AudioConfig:
     head_steps: int = 3
 
     def __post_init__(self) -> None:
-        sizes = asdict(self)
-        bad = [name for name, size in sizes.items() if type(size) is not int or not 0 < size <= 192_000]
-        if bad:
-            raise WorldError(f"world.json: {bad[0]!r} of AudioConfig is {sizes[bad[0]]!r}, not a size")
+        _check_fields(self)
         if self.rate % FPS or self.latent_dim < 2 or self.overlap > self.samples or self.frame % AUDIO_CELL:
             raise WorldError(
                 f"world.json: AudioConfig does not fit: a tick of {self.rate} / {FPS} samples and an overlap "
@@ -104,7 +139,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """All of a world but its weights."""
+    """All of a world but its weights. WorldError for values that do not fit."""
 
     name: str
     actions: tuple[Action, ...]
@@ -117,6 +152,15 @@ class WorldConfig:
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     audio: AudioConfig | None = None
     """None: the world has no sound."""
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if not NAME.fullmatch(self.name):
+            _refuse(self, "name", "a name of letters, digits and . _ - that does not begin with a dot")
+        if not self.actions or not all(_is_action(action) for action in self.actions):
+            _refuse(self, "actions", "a list of actions with a name and keys")
+        if self.pose_scale <= 0:
+            _refuse(self, "pose_scale", "larger than zero")
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -135,10 +179,10 @@ def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
     """The inverse of `to_json`. Raises WorldError that names an unknown, missing or mistyped entry."""
     try:
         rest = dict(data)
-        rest["actions"] = tuple(Action(a["name"], tuple(a["default_keys"])) for a in data["actions"])
+        rest["actions"] = tuple(_action(action) for action in data["actions"])
         rest["tokenizer"] = _build(TokenizerConfig, data["tokenizer"])
         rest["dynamics"] = _build(DynamicsConfig, data["dynamics"])
-        rest["pose_origin"] = tuple(data["pose_origin"])
+        rest["pose_origin"] = _tuple(data["pose_origin"])
         if data.get("audio") is not None:
             rest["audio"] = _build(AudioConfig, data["audio"])
         return WorldConfig(**rest)
@@ -150,4 +194,51 @@ def _build(kind: type[Any], data: dict[str, Any]) -> Any:
     unknown = set(data) - {f.name for f in fields(kind)}
     if unknown:
         raise WorldError(f"world.json: unknown entries in {kind.__name__}: {', '.join(sorted(unknown))}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    return kind(**{k: _tuple(v) for k, v in data.items()})
+
+
+def _action(data: dict[str, Any]) -> Action:
+    return Action(data["name"], _tuple(data["default_keys"]))
+
+
+def _tuple(value: Any) -> Any:
+    """JSON has lists where a config has tuples; what is neither stays, to be refused for its type."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_action(action: Any) -> bool:
+    """Whether name and keys are what they should be: a file can hold anything."""
+    keys = action.default_keys
+    texts = (action.name, *keys) if isinstance(keys, tuple) else (None,)
+    return all(isinstance(text, str) and text for text in texts)
+
+
+def _check_fields(config: Any) -> None:
+    """Raises WorldError for a field that is not of its type, or a size or number that cannot be one."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is not tuple:
+            _check_value(config, name, kind, value)
+            continue
+        inner = get_args(kind)
+        if not isinstance(value, tuple) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
+            _refuse(config, name, f"a list of {'some' if inner[-1] is Ellipsis else len(inner)} values")
+        for part in value:
+            _check_value(config, name, inner[0], part)
+
+
+def _check_value(config: Any, name: str, kind: Any, value: Any) -> None:
+    if kind is int:
+        least = 0 if name in MAY_BE_ZERO else 1
+        if type(value) is not int or not least <= value <= MOST:
+            _refuse(config, name, f"a whole number from {least} to {MOST:,}")
+    elif kind is float:
+        if type(value) not in (int, float) or not -LARGEST < value < LARGEST:  # NaN is on neither side
+            _refuse(config, name, "a number of a sensible size")
+    elif not isinstance(value, kind):
+        _refuse(config, name, f"of type {getattr(kind, '__name__', kind)}")
+
+
+def _refuse(config: Any, name: str, expected: str) -> NoReturn:
+    value = getattr(config, name)
+    raise WorldError(f"world.json: {name!r} of {type(config).__name__} is {value!r}, not {expected}")

@@ -15,6 +15,9 @@ import numpy as np
 from world_model.types import Image
 from world_model.world import load_world
 
+SIGNS = {"up": "w", "left": "a", "down": "s", "right": "d", "space": " "}
+"""The signs by which `gymnasium.utils.play` knows the keys that actions name."""
+
 
 class DreamEnv(gymnasium.Env[Image, np.int64]):
     """`DreamEnv("rooms")`. With `scene=None` each reset draws a scene from the environment's seed."""
@@ -55,8 +58,14 @@ class DreamEnv(gymnasium.Env[Image, np.int64]):
         return self._image.copy()
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        """For `gymnasium.utils.play`: the letters w, a, s, d."""
-        letters = {"up": "w", "left": "a", "down": "s", "right": "d"}
-        return {
-            tuple(sorted(letters[k] for k in a.default_keys)): i for i, a in enumerate(self._world.actions)
-        }
+        """For `gymnasium.utils.play`: w, a, s, d, the space bar and the letters that the world names.
+
+        Left out are actions without keys, which `play` does when nothing is pressed, and those with a key
+        that has no sign of its own ("left ctrl"), which it cannot read.
+        """
+        keys: dict[tuple[str, ...], int] = {}
+        for index, action in enumerate(self._world.actions):
+            signs = tuple(sorted(SIGNS.get(key, key) for key in action.default_keys))
+            if signs and all(len(sign) == 1 for sign in signs):
+                keys.setdefault(signs, index)
+        return keys

@@ -65,8 +65,11 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
     source is missing and DataError when the disk is full or read-only; finished episodes stay.
     """
     _open(config.source, config.sound).close()  # a missing game is told before any process starts
+    missing = sum(count - _present(config, split, count) for split, count in _counts(config).items())
+    _check_disk(
+        config.out, missing * config.episode_ticks
+    )  # before a list that may be as long as it is absurd
     jobs = _jobs(config)
-    _check_disk(config.out, sum(job.ticks for job in jobs if not job.folder.exists()))
     todo = [job for job in jobs if not job.folder.exists()]
     progress(sum(job.ticks for job in jobs) - sum(job.ticks for job in todo))
     context = multiprocessing.get_context("spawn")  # ViZDoom and torch do not survive a fork
@@ -163,9 +166,20 @@ def _revisits(path: Sequence[Hashable], gap: int = 100) -> int:
     return again
 
 
-def _jobs(config: CollectConfig) -> list[_Job]:
+def _counts(config: CollectConfig) -> dict[str, int]:
+    """Episodes of each split."""
     train = math.ceil(config.frames / config.episode_ticks)
-    counts = {"train": train, "val": max(1, math.ceil(train * config.val_share))}
+    return {"train": train, "val": max(1, math.ceil(train * config.val_share))}
+
+
+def _present(config: CollectConfig, split: str, count: int) -> int:
+    """How many of the first `count` episodes of a split are on disk already."""
+    first = _folder(config, split, 0).name
+    last = _folder(config, split, count - 1).name
+    return sum(first <= folder.name <= last for folder in (config.out / split).glob("ep_" + "[0-9]" * 10))
+
+
+def _jobs(config: CollectConfig) -> list[_Job]:
     return [
         _Job(
             config.source,
@@ -175,7 +189,7 @@ def _jobs(config: CollectConfig) -> list[_Job]:
             _folder(config, split, i),
             config.sound,
         )
-        for split, count in counts.items()
+        for split, count in _counts(config).items()
         for i in range(count)
     ]
 
@@ -200,7 +214,8 @@ def _check_disk(out: Path, frames: int) -> None:
         )
 
 
-_source: Source | None = None
+_source: tuple[tuple[str, bool], Source] | None = None
+"""The one game of this process, and what it was opened as."""
 
 
 def _open(name: str, sound: bool) -> Source:
@@ -208,10 +223,14 @@ def _open(name: str, sound: bool) -> Source:
 
 
 def _run(job: _Job) -> None:
-    global _source  # one game per process, opened once
-    if _source is None or _source.name != job.source:
-        _source = _open(job.source, job.sound)
-    write_episode(job.folder, record_episode(_source, job.seed, job.ticks))
+    global _source
+    wanted = (job.source, job.sound)
+    if _source is None or _source[0] != wanted:
+        if _source is not None:
+            _source[1].close()
+        _source = None  # where opening fails, what was closed must not be taken for open
+        _source = wanted, _open(*wanted)
+    write_episode(job.folder, record_episode(_source[1], job.seed, job.ticks))
 
 
 def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, Observation]]) -> Episode:

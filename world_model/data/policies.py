@@ -2,7 +2,8 @@
 
 A `Walker` mixes behaviours, each held for a while: wandering that turns away when blocked, visits to
 the least seen places, turning on the spot, out-and-back walks along its own trail, short random taps
-and standing still. Behaviours that need a pose are left out for sources that have none.
+and standing still. Behaviours that need a pose are left out for sources that have none. A game that is not
+played with arrows gets actions at random, each held for a while.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Walker:
         self._visits = visits if visits is not None else Counter()
         self._trail: deque[tuple[float, float]] = deque(maxlen=400)
         self._stuck = 0
+        self._drawn, self._drawn_left = 0, 0
         self._plan: Iterator[int] = iter(())
         self._obs: Observation | None = None
 
@@ -90,7 +92,16 @@ class Walker:
             self._trail.append((x, y))
 
     def _key(self, *keys: str) -> int:
-        return self._index.get(frozenset(keys), self._index.get(frozenset(keys[:1]), 0))
+        """The action of these keys, or of the first of them. A game that knows neither gets one at random."""
+        action = self._index.get(frozenset(keys), self._index.get(frozenset(keys[:1])))
+        return self._draw() if action is None else action
+
+    def _draw(self) -> int:
+        """Any action, the same for some ticks: what is held for one tick does little in most games."""
+        if self._drawn_left == 0:
+            self._drawn, self._drawn_left = int(self._rng.integers(self._count)), self._hold(1, 12)
+        self._drawn_left -= 1
+        return self._drawn
 
     def _choose(self) -> Iterator[int]:
         modes = {m: v for m, v in self.modes.items() if self._has_pose() or m not in NEEDS_POSE}
