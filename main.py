@@ -14,6 +14,11 @@ EPILOGUE = (
     "Exit codes: 0 all is well, 1 any other error, 2 wrong usage, 3 a world that is missing or damaged, "
     "4 a real game that is not installed, 5 no window, 6 files that cannot be read or written."
 )
+KEPT = (
+    "What is kept (recordings, films, clips, screenshots, slots, keys.toml) lies in $REVERIE_HOME; without "
+    "it in ~/.local/share/reverie on Linux, ~/Library/Application Support/reverie on macOS, "
+    "%LOCALAPPDATA%/reverie on Windows."
+)
 app = typer.Typer(
     help="A neural world you can play: real time, on a CPU, offline. Without a command it plays.",
     epilog=EPILOGUE,
@@ -34,7 +39,7 @@ def default(context: typer.Context) -> None:
         play()
 
 
-@app.command(epilog=EPILOGUE)
+@app.command(epilog=f"{KEPT} {EPILOGUE}")
 def play(
     world: Annotated[str | None, typer.Option(help="A world's name or folder; without it, a choice.")] = None,
     seed: Seed = 0,
@@ -53,6 +58,10 @@ def play(
     log: Annotated[bool, typer.Option(help="Keep the log that replays the session.")] = True,
     ticks: Annotated[int | None, typer.Option(min=1, help="Leave by itself after so many ticks.")] = None,
     film: Annotated[bool, typer.Option("--film", help="Film from the start (extra: video).")] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Film from the start, and keep film and log in this folder (extra: video)."),
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace of every tick there.")] = None,
     keys: Annotated[Path | None, typer.Option(help="Key bindings, a TOML file.")] = None,
     out: Annotated[
@@ -69,7 +78,11 @@ def play(
 
     if out is not None and source is None:
         raise typer.BadParameter("--out goes with --source; a dream is recorded by `record`")
-
+    if source is not None and (twin or world is not None or scene is not None):
+        raise typer.BadParameter(
+            "--source plays the real game alone, without --world, --twin or --scene; "
+            "the dream and its game are --world NAME --twin"
+        )
     options = Options(
         world,
         seed,
@@ -86,10 +99,13 @@ def play(
         keys,
         out=out,
         audio=not no_audio,
+        record=record,
     )
     summary = run(options, _load_world, list_worlds)
     if summary is not None:
         typer.echo("\n".join(summary.lines()))
+        if summary.interrupted:
+            raise typer.Exit(130)
 
 
 @app.command()
@@ -118,11 +134,15 @@ def record(
     A script is a text of one action name per line with an optional count ("forward 20").
     """
     from game.players import player_for
-    from game.recorder import record_rollout
+    from game.recorder import record_rollout, stopped_rollout
 
     loaded = _load_world(world)
     player = player_for(policy, loaded.actions, seed)
-    record_rollout(loaded, player, frames, out, seed, scene)
+    try:
+        record_rollout(loaded, player, frames, out, seed, scene)
+    except KeyboardInterrupt:
+        typer.echo(stopped_rollout(out) or "stopped", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{frames} frames written to {out}")
 
 
@@ -276,7 +296,7 @@ def evaluate(
     from world_model.evaluation import command
     from world_model.evaluation.summary import summary_markdown
     from world_model.paths import find_world
-    from world_model.training.card import add_evaluation
+    from world_model.training.card import add_evaluation, refuse_smaller
     from world_model.world import batch_dream
 
     if card and (protocol or compare or ablations):
@@ -284,6 +304,8 @@ def evaluate(
     folder = find_world(world) if card else None
     load = partial(batch_dream, head_steps=head_steps)
     request = command.Request(against, out, source, quick, figures, tuple(protocol or ()), describe_machine())
+    if folder is not None:  # before anything is measured for nothing
+        refuse_smaller(folder, request.plan.to_json())
     if compare:
         typer.echo(command.compare_two(request, *compare, load, typer.echo))
     elif ablations:
@@ -311,10 +333,16 @@ def _load_world(name: str):  # type: ignore[no-untyped-def] # its type would cos
     return load_world(name)
 
 
+def with_command(arguments: list[str]) -> list[str]:
+    """Options without a command are those of `play`."""
+    plays = bool(arguments) and arguments[0].startswith("-") and arguments[0] != "--help"
+    return ["play", *arguments] if plays else arguments
+
+
 def main() -> None:
     """Runs the command line; errors that a person can mend are one line and an exit code."""
     try:
-        app()
+        app(with_command(sys.argv[1:]))
     except ReverieError as err:
         message = " ".join(str(err).split())
         print(f"error: {message}", file=sys.stderr)

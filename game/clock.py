@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time as system_time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model.types import FPS
 
@@ -53,6 +54,12 @@ class Clock:
     def now(self) -> float:
         """Seconds of the clock that deadlines are measured with."""
         return self._time()
+
+    def rest(self) -> None:
+        """Nobody waits for a while: the next deadline counts from the next call of `wait`, which returns at
+        once, and the time until then is no stall.
+        """
+        self._anchor = self._woke = None
 
     def wait(self) -> float:
         """Waits for the next deadline; returns how late it woke, in seconds. The first call does not wait."""
@@ -123,9 +130,18 @@ class Percentiles:
     def mean(self) -> float:
         return self.total / self.count if self.count else 0.0
 
+    @property
+    def _held(self) -> NDArray[np.float64]:
+        return self._ring[: min(self.count, len(self._ring))]
+
+    def recent(self, count: int = 50) -> float:
+        """Median of the last `count` values at most; 0 before the first."""
+        last = np.arange(max(self.count - count, 0), self.count)[-len(self._ring) :]
+        return float(np.median(self._ring[last % len(self._ring)])) if len(last) else 0.0
+
     def summary(self) -> dict[str, float]:
         """{"p50", "p95", "p99"}; zeros before the first value."""
-        held = self._ring[: min(self.count, len(self._ring))]
+        held = self._held
         if not len(held):
             return {"p50": 0.0, "p95": 0.0, "p99": 0.0}
         p50, p95, p99 = np.percentile(held, (50, 95, 99))
@@ -141,18 +157,31 @@ class Sections:
         self.last: dict[str, float] = {}
         self.spans: deque[tuple[str, float, float]] | None = None
         """(section, start, end) in seconds of every span, where somebody collects them (a trace)."""
+        self.span = (0.0, 0.0)
+        """Start and end of what was measured last."""
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         began = self._time()
         yield
-        ended = self._time()
-        self.add(name, 1e3 * (ended - began))
-        if self.spans is not None:
-            self.spans.append((name, began, ended))
+        self.span = (began, self._time())
+        self.add(name, 1e3 * (self.span[1] - began), self.span)
 
-    def add(self, name: str, ms: float) -> None:
+    def add(self, name: str, ms: float, span: tuple[float, float] | None = None) -> None:
+        """A value that was measured elsewhere; `span` is when, in seconds, if it belongs in a trace."""
         self.last[name] = ms
+        if span is not None and self.spans is not None:
+            self.spans.append((name, *span))
         if name not in self.stats:
             self.stats[name] = Percentiles()
         self.stats[name].add(ms)
+
+    def add_parts(self, parts: Mapping[str, float]) -> None:
+        """Milliseconds of the parts of what was measured last, as it tells them itself. Their spans lie one
+        after the other, in their order, from its start on; none goes beyond its end.
+        """
+        at, end = self.span
+        for name, ms in parts.items():
+            after = min(at + ms / 1e3, end)
+            self.add(name, ms, (at, after))
+            at = after

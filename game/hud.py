@@ -7,53 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import pygame
 
+from game import labels
 from game.budget import Level
-from game.keys import Bindings, Command
+from game.keys import Bindings
 from game.loop import HudState
-from game.paint import ACCENT, BACK, BAD, GOOD, MUTED, TEXT, Color, Painter, picture_or_blank
+from game.paint import ACCENT, BACK, GOOD, MUTED, TEXT, Painter, picture_or_blank
 from game.picker import Card
 from world_model.types import FPS, Action
 
-MEANINGS: dict[Command, str] = {
-    Command.RESTART: "start anew, next seed",
-    Command.PAUSE: "pause",
-    Command.ADVANCE: "one tick further",
-    Command.REWIND: "rewind, while held",
-    Command.FAST_FORWARD: "fast forward, while held",
-    Command.SLOWER: "slower",
-    Command.FASTER: "faster",
-    Command.SAVE: "save in the slot",
-    Command.LOAD: "load the slot",
-    Command.SLOT: "choose a slot",
-    Command.PLAYER: "who plays",
-    Command.VIDEO: "film",
-    Command.CLIP: "keep the last 30 s",
-    Command.SCREENSHOT: "screenshot",
-    Command.MUTE: "mute",
-    Command.LOUDER: "louder",
-    Command.QUIETER: "quieter",
-    Command.MEMORY: "show the memory",
-    Command.HUD: "show figures",
-    Command.SCALING: "smooth or sharp pixels",
-    Command.FULLSCREEN: "fullscreen",
-    Command.PICKER: "choose a world",
-    Command.TWIN: "the real game beside it",
-    Command.RESEED: "twin: dream on from the real game",
-    Command.HELP: "this help",
-    Command.QUIT: "leave",
-}
 THUMB = (64, 40)
-SHORT = {
-    "up": "Up",
-    "down": "Down",
-    "left": "Left",
-    "right": "Right",
-    "escape": "Esc",
-    "return": "Enter",
-    "backspace": "Backspace",
-    "pause": "Pause",
-}
-"""Names of keys as they stand on them."""
+NOTE_WIDTH = 900
+"""Widest notice, at a window of 1280 x 800."""
 
 
 class Hud:
@@ -80,12 +44,17 @@ class Hud:
             )
             screen.blit(p.text(text, 20, BACK), (at[0] + 1, at[1] + 1))
             screen.blit(caption, at)
+        taken = pygame.Rect(0, 0, 0, 0)
         if figures and state.level < Level.NO_HUD:
-            screen.blit(self._figures(state), (edge, edge))
-        badges = _badges(state)
+            taken = screen.blit(self._figures(state, width - 2 * edge, height // 3), (edge, edge))
+        badges = labels.badges(state)
         if badges:
-            badge = self._cached("badge", badges, lambda: p.row(badges, 20))
-            screen.blit(badge, (width - badge.get_width() - edge, edge))
+            room = width - 2 * edge
+            badge = self._cached("badge", (badges, room), lambda: p.rows([(20, badges)], room))
+            spot = badge.get_rect(topright=(width - edge, edge))
+            if spot.left < taken.right + edge:  # no room beside the figures
+                spot.top = max(edge, taken.bottom + edge // 2)
+            screen.blit(badge, spot)
         bottom = height - edge
         if memory and state.level < Level.NO_HUD:
             strip = self._memory(state, width - 2 * edge)
@@ -94,12 +63,13 @@ class Hud:
                 screen.blit(strip, ((width - strip.get_width()) // 2, bottom))
                 bottom -= edge
         if state.message:
-            note = self._cached("note", state.message, lambda: p.row([(state.message, TEXT)], 22, 16))
+            room = min(width - 2 * edge, p.px(NOTE_WIDTH))
+            note = self._cached("note", (state.message, room), lambda: self._note(state.message, room))
             screen.blit(note, ((width - note.get_width()) // 2, bottom - note.get_height()))
 
     def help(self, screen: pygame.Surface, actions: tuple[Action, ...], bindings: Bindings) -> None:
         """The help over everything."""
-        columns = help_columns(actions, bindings)
+        columns = labels.help_columns(actions, bindings)
         key = (columns, screen.get_size())
         panel = self._cached("help", key, lambda: self._paint.table("Keys", columns))
         shade = self._cached("shade", screen.get_size(), lambda: _shade(screen.get_size()))
@@ -115,19 +85,23 @@ class Hud:
             self._made[name] = held
         return held[1]
 
-    def _figures(self, state: HudState) -> pygame.Surface:
-        work = state.work or {"p50": 0.0, "p95": 0.0, "p99": 0.0}
-        slow = work["p99"] > 1000 / FPS
-        parts: list[tuple[str, Color]] = [
-            (state.world, ACCENT),
-            (f"{state.fps:.1f} fps", GOOD if state.fps > FPS - 1 else TEXT),
-            (f"{work['p50']:.1f} ms", TEXT),
-            (f"p95 {work['p95']:.1f}   p99 {work['p99']:.1f}", BAD if slow else MUTED),
-            *([(state.status, TEXT)] if state.status else []),
-            (f"missed {state.missed}", MUTED),
-            (f"key to picture < {state.latency:.0f} ms", MUTED),
-        ]
-        return self._cached("figures", tuple(parts), lambda: self._paint.row(parts, 20))
+    def _note(self, message: str, room: int) -> pygame.Surface:
+        pad = 16
+        lines = self._paint.wrapped(message, 22, room - 2 * self._paint.px(pad))
+        return self._paint.rows([(22, [(line, TEXT)]) for line in lines], room, pad)
+
+    def _figures(self, state: HudState, room: int, most: int) -> pygame.Surface:
+        """A panel at most `room` wide. Where it would be higher than `most`, the last ones are left out."""
+        groups = labels.figures(state)
+
+        def make() -> pygame.Surface:
+            for count in range(len(groups), 1, -1):
+                panel = self._paint.rows(groups[:count], room)
+                if panel.get_height() <= most:
+                    return panel
+            return self._paint.rows(groups[:1], room)
+
+        return self._cached("figures", (groups, room, most), make)
 
     def _memory(self, state: HudState, room: int) -> pygame.Surface | None:
         """Thumbnails of the keyframes with their age; framed are those that this tick read."""
@@ -149,7 +123,7 @@ class Hud:
                 panel.blit(_thumbnail(keyframe.thumbnail, cell), spot)
                 if i in state.attended:
                     pygame.draw.rect(panel, ACCENT, spot.inflate(4, 4), p.px(2), border_radius=3)
-                age = p.text(_age(keyframe.age), 16, ACCENT if i in state.attended else MUTED)
+                age = p.text(labels.age(keyframe.age), 16, ACCENT if i in state.attended else MUTED)
                 panel.blit(age, age.get_rect(midtop=(spot.centerx, spot.bottom + p.px(4))))
             self._window_bar(
                 panel, state.window, pygame.Rect(pad, panel.get_height() - pad, width - 2 * pad, bar)
@@ -222,56 +196,6 @@ class Cards:
         if card.about:
             about = p.text(card.about, 18, MUTED)
             screen.blit(about, (spot.right - about.get_width(), spot.bottom + p.px(11)))
-
-
-def help_columns(
-    actions: tuple[Action, ...], bindings: Bindings
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """(key, meaning) of the world's actions and of the commands, in two columns of about equal length."""
-    moves = []
-    for action in actions:
-        if len(action.default_keys) == 1:
-            keys = [k for k, name in bindings.game.items() if name == action.default_keys[0]]
-            moves.append(("  ".join(_key_name(k) for k in keys), action.name.replace("_", " ")))
-    rows = moves + [(_key_names(bindings.keys_of(c)), meaning) for c, meaning in MEANINGS.items()]
-    rows = [row for row in rows if row[0]]
-    half = (len(rows) + 1) // 2
-    return tuple(rows[:half]), tuple(rows[half:])
-
-
-def _key_names(keys: tuple[str, ...]) -> str:
-    if len(keys) > 4:
-        return f"{keys[0]} .. {keys[-1]}"
-    # The second Enter key needs no mention.
-    return "  ".join(_key_name(k) for k in keys if k != "enter" or "return" not in keys)
-
-
-def _key_name(key: str) -> str:
-    return SHORT.get(key, key.upper() if len(key) < 4 else key.title())
-
-
-def _badges(state: HudState) -> tuple[tuple[str, Color], ...]:
-    badges: list[tuple[str, Color]] = []
-    if state.filming:
-        badges.append(("filming", BAD))
-    if state.player != "you":
-        badges.append((f"{state.player} plays", MUTED))
-    if state.recall_left:
-        badges.append((f"dreaming the way back: {state.recall_left} ticks", ACCENT))
-    elif state.mode != "playing":
-        badges.append((state.mode, ACCENT))
-    if state.speed != 1:
-        badges.append((f"{100 * state.speed:g} % speed", ACCENT))
-    if state.level == Level.HALF_PICTURES:
-        badges.append(("every second picture", MUTED))
-    if state.slowed < 0.99:
-        badges.append((f"slow motion {100 * state.slowed:.0f} %: this machine is busy", BAD))
-    return tuple(badges)
-
-
-def _age(ticks: int) -> str:
-    seconds = ticks / FPS
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> pygame.Surface:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from game.budget import Governor, Level
 from game.clock import Clock, Percentiles, Sections
 from game.keys import Command, Input
+from game.machine import rss_mb
 from game.session import Mode, Session
 from game.sound import Sound
 from game.speaker import COMMANDS, Speaker
@@ -23,6 +24,10 @@ HUD_EVERY = 8
 """Ticks between new figures on the screen: faster ones cannot be read."""
 
 MESSAGE_TICKS = 60
+"""Ticks that a notice shows. Where others wait it has a part of that: half for one, a third for two."""
+
+WHOLES = frozenset({"tick", "step", "world"})
+"""Sections that consist of others."""
 
 
 @dataclass
@@ -39,6 +44,10 @@ class HudState:
     fps: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
     """p50, p95, p99 of a tick's work."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What the work consists of: the median of the last ticks by section."""
+    memory: float = 0.0
+    """MB that the program takes."""
     missed: int = 0
     longest_stall: float = 0.0
     latency: float = 0.0
@@ -80,14 +89,19 @@ class Summary:
     seconds: float
     notes: list[str] = field(default_factory=list)
     """What else is to be said, as where an episode was kept."""
+    memory: float = 0.0
+    """MB that the program took at the end; 0 where that is not known."""
+    interrupted: bool = False
+    """Ctrl-C ended it."""
 
     def lines(self) -> list[str]:
         """A small table for people."""
         rate = self.ticks / self.seconds if self.seconds > 0 else 0.0
         stall = 1e3 * self.longest_stall
+        memory = f", {self.memory:.0f} MB" if self.memory else ""
         rows = [
             f"{self.ticks} ticks in {self.seconds:.1f} s ({rate:.2f} a second), "
-            f"{self.missed} deadlines missed, longest stall {stall:.0f} ms",
+            f"{self.missed} deadlines missed, longest stall {stall:.0f} ms{memory}",
             f"{'ms':<10}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>8}   (percentiles of the last minute)",
         ]
         for name, stats in [*self.sections.stats.items(), ("latency", self.latency)]:
@@ -116,7 +130,7 @@ class Loop:
         self.film: LiveFilm | None = None
         self.latency = Percentiles()
         self.hud = HudState()
-        self._ticks = 0
+        self._ticks, self._seconds = 0, 0.0
         self._polled: float | None = None
         self._unseen: float | None = None
         """The poll after which a key may have been pressed that no picture shows yet."""
@@ -125,19 +139,34 @@ class Loop:
         self._counted: dict[str, float] | None = None
         self.leaving = Command.QUIT
         """What ended the loop: QUIT, PICKER for another world, or TWIN for the real game beside it."""
+        self.notes: list[str] = []
+        """What is to be said when all has ended: films."""
 
     def run(self, ticks: int | None = None) -> Summary:
-        """`ticks` bounds the ticks of the clock. The session has begun before."""
-        began = self.clock.now()
+        """`ticks` bounds the ticks of the clock. The session has begun before.
+
+        A loop that was left can be run again, and goes on; what lay between is not counted.
+        """
+        self.clock.rest()
+        self._polled = self._unseen = None
+        began, self._fps_mark, self.leaving = self.clock.now(), (0.0, self._ticks), Command.QUIT
         try:
             while ticks is None or self._ticks < ticks:
                 if not self._tick():
                     break
         finally:
-            self._end_film()
-        seconds = self.clock.now() - began
-        stall = self.clock.longest_stall
-        return Summary(self._ticks, self.sections, self.latency, self.clock.missed, stall, seconds)
+            self._seconds += self.clock.now() - began
+            self.speaker.hear(self.session.frame, self.session.tick, running=False)
+        return self.summary()
+
+    def summary(self) -> Summary:
+        """Of all ticks so far."""
+        figures = (self.sections, self.latency, self.clock.missed, self.clock.longest_stall)
+        return Summary(self._ticks, *figures, self._seconds, list(self.notes), rss_mb())
+
+    def close(self) -> None:
+        """Ends a film that is still running."""
+        self._end_film()
 
     def _tick(self) -> bool:
         """One tick of the clock; whether to go on."""
@@ -154,7 +183,9 @@ class Loop:
         with self.sections.measure("step"):
             frame = self.session.advance(asked)
         self._count_world(frame)
-        self._film(frame, self._hear(frame, asked), asked.asks(Command.VIDEO))
+        with self.sections.measure("speaker"):
+            sound = self._hear(frame, asked)
+        self._film(frame, sound, asked.asks(Command.VIDEO))
         self._update_hud(frame)
         if frame.info.painted:  # else the screen shows the picture before, and goes on to
             self._show(frame)
@@ -190,7 +221,8 @@ class Loop:
             except ReverieError as err:
                 self.session.messages.append(str(err))
         if self.film is not None:
-            self.film.show(frame, sound)
+            with self.sections.measure("film"):
+                self.film.show(frame, sound)
             if self.film.error:
                 self._end_film()
         self.hud.filming = self.film is not None
@@ -199,19 +231,24 @@ class Loop:
         if self.film is not None:
             film, self.film = self.film, None
             film.close()
-            self.session.messages.append(film.error or f"film saved: {film.path}")
+            said = film.error or f"film saved: {film.path}"
+            self.session.messages.append(said)
+            self.notes.append(said)
 
     def _count_world(self, frame: Frame) -> None:
-        """The world's own sections, once for each new frame."""
+        """The world's own sections, once for each new frame. They are parts of the step just measured."""
         if frame.info.ms is not self._counted:
             self._counted = frame.info.ms
-            for name, ms in frame.info.ms.items():
-                self.sections.add("world" if name == "total" else name, ms)
+            began, end = self.sections.span
+            self.sections.add_parts({n: ms for n, ms in frame.info.ms.items() if n != "total"})
+            if "total" in frame.info.ms:
+                total = frame.info.ms["total"]
+                self.sections.add("world", total, (began, min(began + total / 1e3, end)))
 
     def _end_tick(self, woke: float, painted: bool) -> None:
-        work = 1e3 * (self.clock.now() - woke)
-        self._ticks += 1
-        self.sections.add("tick", work)
+        now = self.clock.now()
+        work, self._ticks = 1e3 * (now - woke), self._ticks + 1
+        self.sections.add("tick", work, (woke, now))
         if self.governor is not None and not self.session.fast:
             self.hud.level = self.governor.observe(work, painted)
             self.session.paint_every = self.governor.paint_every
@@ -232,12 +269,14 @@ class Loop:
     def _update_figures(self) -> None:
         hud, now = self.hud, self.clock.now()
         since, at = self._fps_mark
-        if now > since and self._ticks - at >= FPS:
+        if since == 0.0:
+            self._fps_mark = (now, self._ticks)
+        elif now > since and self._ticks - at >= FPS:
             hud.fps = (self._ticks - at) / (now - since)
             self._fps_mark = (now, self._ticks)
-        elif self._ticks == 0:
-            self._fps_mark = (now, 0)
         hud.work = self.sections.stats["tick"].summary() if "tick" in self.sections.stats else {}
+        hud.parts = {n: stats.recent() for n, stats in self.sections.stats.items() if n not in WHOLES}
+        hud.memory = rss_mb()
         hud.latency = self.latency.summary()["p95"]
         hud.missed, hud.longest_stall = self.clock.missed, 1e3 * self.clock.longest_stall
         hud.status = getattr(self.session.world, "status", "")
@@ -254,7 +293,8 @@ class Loop:
                 self.session.logs.remove(log)
                 break
         self._message_left -= 1
-        if self.session.messages:
+        waiting = len(self.session.messages)
+        if waiting and self._message_left <= MESSAGE_TICKS - MESSAGE_TICKS // (1 + waiting):
             self.hud.message, self._message_left = self.session.messages.popleft(), MESSAGE_TICKS
         elif self._message_left <= 0:
             self.hud.message = ""

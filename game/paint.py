@@ -8,6 +8,9 @@ from pathlib import Path
 import pygame
 
 Color = tuple[int, int, int]
+Part = tuple[str, Color]
+Group = tuple[float, Sequence[Part]]
+"""Size of the text, and its parts."""
 
 BACK: Color = (11, 12, 16)
 TEXT: Color = (232, 234, 240)
@@ -60,13 +63,16 @@ class Painter:
         """Drawn large and made small: at small sizes the font snaps letters to whole pixels, which spaces
         them unevenly.
         """
-        if size not in self._fonts:
-            self._fonts[size] = pygame.font.Font(None, FINER * size)
-        large = self._fonts[size].render(text, True, color)
+        large = self._font(size).render(text, True, color)
         width, height = large.get_size()
         if width == 0:  # no text: nothing that could be scaled
             return large
         return pygame.transform.smoothscale(large, (max(width // FINER, 1), max(height // FINER, 1)))
+
+    def _font(self, size: int) -> pygame.font.Font:
+        if size not in self._fonts:
+            self._fonts[size] = pygame.font.Font(None, FINER * size)
+        return self._fonts[size]
 
     def panel(self, width: int, height: int, radius: float = 10) -> pygame.Surface:
         """An empty translucent panel."""
@@ -76,17 +82,49 @@ class Painter:
         pygame.draw.rect(surface, LINE, rect, 1, border_radius=self.px(radius))
         return surface
 
-    def row(self, parts: Sequence[tuple[str, Color]], size: float = 16, pad: float = 12) -> pygame.Surface:
-        """A panel with parts of text beside each other."""
-        texts = [self.text(text, size, color) for text, color in parts]
-        gap, side = self.px(size * 0.75), self.px(pad)
-        width = sum(t.get_width() for t in texts) + gap * (len(texts) - 1) + 2 * side
-        height = max(t.get_height() for t in texts) + self.px(pad)
-        surface, x = self.panel(width, height), side
-        for text in texts:
-            surface.blit(text, (x, (height - text.get_height()) // 2 + self.px(1)))
-            x += text.get_width() + gap
+    def rows(self, groups: Sequence[Group], room: int, pad: float = 12) -> pygame.Surface:
+        """A panel with groups of text under each other. The parts of a group stand beside each other, on as
+        many lines as a panel of `room` pixels needs.
+        """
+        side = self.px(pad)
+        lines: list[tuple[int, list[pygame.Surface]]] = []
+        for size, parts in groups:
+            gap, texts = self.px(size * 0.75), [self.text(text, size, color) for text, color in parts]
+            lines += [(gap, line) for line in _broken(texts, gap, room - 2 * side)]
+        width = max(_width(texts, gap) for gap, texts in lines) + 2 * side
+        between = self.px(5)
+        heights = [max(t.get_height() for t in texts) for _, texts in lines]
+        surface = self.panel(width, sum(heights) + between * (len(lines) - 1) + side)
+        y = side // 2 + self.px(1)
+        for (gap, texts), height in zip(lines, heights, strict=True):
+            x = side
+            for text in texts:
+                surface.blit(text, (x, y + (height - text.get_height()) // 2))
+                x += text.get_width() + gap
+            y += height + between
         return surface
+
+    def wrapped(self, text: str, size: float, room: int) -> list[str]:
+        """The text in lines of at most `room` pixels; a word that is longer than that is broken."""
+        lines, line = [], ""
+        for word in text.split():
+            longer = f"{line} {word}" if line else word
+            if line and self._width(longer, size) > room:
+                lines.append(line)
+                longer = word
+            while self._width(longer, size) > room and len(longer) > 1:
+                fits = next(n for n in range(len(longer) - 1, 0, -1) if self._fits(longer[:n], size, room))
+                lines.append(longer[:fits])
+                longer = longer[fits:]
+            line = longer
+        return [*lines, line]
+
+    def _fits(self, text: str, size: float, room: int) -> bool:
+        return len(text) == 1 or self._width(text, size) <= room
+
+    def _width(self, text: str, size: float) -> int:
+        """Pixels of a text, which need not be drawn for it."""
+        return self._font(self.px(size)).size(text)[0] // FINER
 
     def table(self, title: str, columns: Sequence[Sequence[tuple[str, str]]]) -> pygame.Surface:
         """A panel of columns of (key, meaning) under a title."""
@@ -109,6 +147,21 @@ class Painter:
                 surface.blit(meaning, (x + key_width + gap, top + i * line))
             x += key_width + gap + meaning_width + self.px(44)
         return surface
+
+
+def _width(texts: Sequence[pygame.Surface], gap: int) -> int:
+    return sum(t.get_width() for t in texts) + gap * (len(texts) - 1)
+
+
+def _broken(texts: Sequence[pygame.Surface], gap: int, room: int) -> list[list[pygame.Surface]]:
+    """Lines of texts that are no wider than `room`, as far as each text alone allows that."""
+    lines: list[list[pygame.Surface]] = []
+    for text in texts:
+        if lines and _width([*lines[-1], text], gap) <= room:
+            lines[-1].append(text)
+        else:
+            lines.append([text])
+    return lines
 
 
 def picture_or_blank(path: Path | None, size: tuple[int, int]) -> pygame.Surface:

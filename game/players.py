@@ -105,20 +105,22 @@ def _moves(actions: Sequence[Action]) -> list[int]:
 
 
 class Listed:
-    """Actions from a list, a script's or a recording's; then the person's own."""
+    """Actions from a list, a script's or a recording's, one for each tick; then the person's own."""
 
     def __init__(self, name: str, actions: Sequence[int]) -> None:
-        self.name, self._actions, self._at = name, actions, 0
+        self.name, self._actions = name, actions
+        self.tick = 0
+        """The tick that comes next. A session sets it: whoever goes back in time goes back here too."""
 
     @property
     def done(self) -> bool:
-        return self._at >= len(self._actions)
+        return self.tick >= len(self._actions)
 
     def act(self, human: int, image: Image | None) -> int:
         if self.done:
             return human
-        self._at += 1
-        return int(self._actions[self._at - 1])
+        self.tick += 1
+        return int(self._actions[self.tick - 1])
 
 
 def make_player(kind: str, actions: Sequence[Action], seed: int = 0) -> Player:

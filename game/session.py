@@ -6,6 +6,7 @@ at such a moment, so that whatever is recorded can be reproduced. Knows no windo
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -81,6 +82,8 @@ class Session:
         self._time, self._screenshots, self._keep_last = time, screenshots, keep_last
         self._others = tuple(others)
         self._next_other = 0
+        if isinstance(player, Listed):  # a script or a recording: who took over can give back to it
+            self._others, self._next_other = (lambda seed: player, *others), 1
         keep_history = keep_history and hasattr(world, "snapshot") and hasattr(world, "restore")
         self.history: History | None = History(world) if keep_history else None
         self._world_step = stepper(world)
@@ -161,6 +164,8 @@ class Session:
             self.frame = self.frame.painted()  # a tick without a step has the time for it
 
     def _step(self, human: int, paint: bool = True) -> None:
+        if isinstance(self.player, Listed):
+            self.player.tick = self.tick
         # Whoever chooses by what the picture shows must choose the same on a slow machine.
         looks = not isinstance(self.player, Human | Listed)
         if looks:
@@ -196,8 +201,8 @@ class Session:
             self.messages.append("this game cannot go back")
         elif command == Command.PLAYER:
             self._switch_player()
-        elif command == Command.SLOT and key.isdigit():
-            self.slot = int(key)
+        elif command == Command.SLOT and key.strip("[]").isdecimal():  # "[7]" is that of the number pad
+            self.slot = int(key.strip("[]"))
             self.messages.append(self._slot_text())
         elif command in (Command.SAVE, Command.LOAD):
             self._save_or_load(command)
@@ -309,8 +314,11 @@ class Session:
         return len(self._recall)
 
     def _screenshot(self, folder: Path) -> None:
-        """The picture as PNG, and beside it the moment, which `Moment` brings back."""
-        name = f"{getattr(self.world.info, 'name', 'game')}-{self.seed}-{self.tick}"
+        """The picture as PNG, and beside it the moment in the form of a slot's file (`Slots`)."""
+        stem = f"{getattr(self.world.info, 'name', 'game')}-{self.seed}-{self.tick}"
+        # Another way may have led to the same tick.
+        names = (stem if i == 0 else f"{stem}-{i}" for i in itertools.count())
+        name = next(name for name in names if not (folder / f"{name}.png").exists())
         try:
             write_png(folder / f"{name}.png", self.frame.painted().image)
             if self.history is not None and self._rewind is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from world_model.files import write_atomic
+from world_model.types import DataError
 
 MAX_SPANS = 200_000
 """Spans that are kept, the last ones: about a quarter of an hour."""
@@ -15,8 +16,9 @@ MAX_SPANS = 200_000
 
 def trace_events(spans: Iterable[tuple[str, float, float]]) -> list[dict[str, Any]]:
     """(section, start, end) in seconds -> complete events in microseconds from the first start."""
-    spans = list(spans)
-    zero = min((start for _, start, _ in spans), default=0.0)
+    # What encloses comes first, also where both begin at once: viewers nest them in this order.
+    spans = sorted(spans, key=lambda span: (span[1], -span[2]))
+    zero = spans[0][1] if spans else 0.0
     return [
         {
             "name": name,
@@ -28,6 +30,15 @@ def trace_events(spans: Iterable[tuple[str, float, float]]) -> list[dict[str, An
         }
         for name, start, end in spans
     ]
+
+
+def check_trace(path: Path) -> None:
+    """Raises DataError where no trace could be written to `path`. What is there stays as it is."""
+    if path.is_dir():
+        raise DataError(f"{path}: the trace cannot be written; it is a folder, name a file")
+    probe = path.with_name(f".{path.name}.probe")
+    write_atomic(probe, [])
+    probe.unlink(missing_ok=True)
 
 
 def write_trace(path: Path, spans: Iterable[tuple[str, float, float]]) -> None:

@@ -51,6 +51,9 @@ class Window:
         self.painter = Painter()
         self.hud, self.cards = Hud(self.painter), Cards(self.painter)
         self.figures, self.memory, self.helping, self.sharp = True, False, False, False
+        self.closing = False
+        """The close button was pressed: whatever is shown, the person wants to leave."""
+        self._in_menu = False
         self._native: pygame.Surface | None = None
         self._fit()
 
@@ -65,6 +68,9 @@ class Window:
 
     def poll(self) -> Input:
         """Reads all events, and gives the action and commands of this tick."""
+        if self._in_menu:  # nothing that was pressed there acts in the game
+            self._in_menu = False
+            self.keyboard.release_all()
         for event in pygame.event.get():
             self._handle(event)
         commands = tuple((c, key) for c, key in self.keyboard.take_commands() if not self._obey(c))
@@ -100,10 +106,15 @@ class Window:
         self.flip()
 
     def menu_keys(self) -> list[str]:
-        """Names of the keys pressed since the last call; "click 2" for a click on the third card."""
+        """Names of the keys pressed since the last call; "click 2" for a click on the third card.
+
+        What is held stays held until the next `poll`: a stick that is pushed once moves once.
+        """
+        self._in_menu = True
         keys = []
         for event in pygame.event.get():
             if event.type == pygame.QUIT:
+                self.closing = True
                 keys.append("escape")
             elif event.type == pygame.KEYDOWN:
                 keys.append(pygame.key.name(event.key))
@@ -114,9 +125,7 @@ class Window:
                 self.pads.handle(event)
         buttons = {Command.PAUSE: "return", Command.RESTART: "escape"}
         keys += [buttons[c] for c, _ in self.keyboard.take_commands() if c in buttons]
-        moves = self.keyboard.take_taps()
-        self.keyboard.release_all()  # nothing that was pressed here acts in the game
-        return keys + moves
+        return keys + self.keyboard.take_taps()
 
     def draw_cards(self, title: str, cards: Sequence[Card], chosen: int, columns: int) -> None:
         self._fit()
@@ -124,6 +133,7 @@ class Window:
 
     def _handle(self, event: pygame.event.Event) -> None:
         if event.type == pygame.QUIT:
+            self.closing = True
             self.keyboard.ask(Command.QUIT)
         elif event.type == pygame.KEYDOWN:
             self.keyboard.press(pygame.key.name(event.key))
@@ -146,7 +156,7 @@ class Window:
             self.sharp = not self.sharp
         elif command == Command.FULLSCREEN:
             self._toggle_fullscreen()
-        elif command == Command.QUIT and self.helping:
+        elif command == Command.QUIT and self.helping and not self.closing:
             self.helping = False
         else:
             return False

@@ -11,8 +11,8 @@ import pytest
 
 from game.bindings import read_bindings
 from game.clip import GRAIN, STRETCHES, LastSeconds
-from game.hud import help_columns
 from game.keys import Command, Input, default_bindings
+from game.labels import help_columns
 from game.players import RandomPlayer
 from game.recorder import LOG_NAME
 from game.replay import read_recording, render, replay, timeline

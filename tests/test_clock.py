@@ -43,11 +43,33 @@ def test_sleep_that_overshoots_does_not_add_up() -> None:
     assert (wakes[-1] - wakes[0]) / 1000 == pytest.approx(0.04, rel=1e-3)
 
 
+def test_the_recent_median_forgets_what_was_before() -> None:
+    stats = Percentiles(8)
+    assert stats.recent() == 0.0
+    for value in [100.0] * 5 + [1.0, 2.0, 3.0]:
+        stats.add(value)
+    assert (stats.recent(3), stats.recent()) == (2.0, 100.0)
+    for value in range(20, 26):
+        stats.add(value)
+    assert stats.recent(5) == 23.0
+
+
 def test_the_last_stretch_is_spun() -> None:
     time = FakeTime()
     clock = Clock(0.04, time, time.sleep, spin=0.002)
     _wakes(time, clock, [0.01])
     assert sum(time.slept) == pytest.approx(0.028, abs=1e-4)
+
+
+def test_a_rest_is_no_stall_and_costs_no_deadline() -> None:
+    time = FakeTime()
+    clock = _clock(time)
+    _wakes(time, clock, [0.01] * 5)
+    time.spend(30)
+    clock.rest()
+    wakes = _wakes(time, clock, [0.01] * 5)
+    assert np.diff(wakes) == pytest.approx([0.04] * 5, abs=1e-3)
+    assert (clock.missed, clock.longest_stall) == (0, pytest.approx(0.04, abs=1e-3))
 
 
 def test_no_burst_after_a_stall() -> None:

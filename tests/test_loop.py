@@ -10,7 +10,7 @@ import pytest
 from game.budget import Governor, Level
 from game.clock import Clock
 from game.keys import Command, Input
-from game.loop import Loop, Summary
+from game.loop import HudState, Loop, Summary
 from game.recorder import SessionLog
 from game.replay import read_recording, replay
 from game.session import Session
@@ -204,3 +204,47 @@ def test_messages_are_shown_for_a_while() -> None:
     assert loop.hud.message == "speed 50 %"
     loop, _ = _run(FakeFront([press(Command.SLOWER)] + [Input(0)] * 80))
     assert loop.hud.message == ""
+
+
+class Noting(FakeFront):
+    """Keeps the message of each picture."""
+
+    def __init__(self, script: list[Input]) -> None:
+        super().__init__(script)
+        self.messages: list[str] = []
+
+    def draw(self, frame: Frame, hud: HudState) -> None:
+        super().draw(frame, hud)
+        self.messages.append(hud.message)
+
+
+def test_of_several_messages_each_can_be_read() -> None:
+    both = Input(0, ((Command.SLOWER, ""), (Command.SLOWER, "")))
+    front = Noting([both] + [Input(0)] * 120)
+    _run(front)
+    assert front.messages.count("speed 50 %") == 30
+    assert front.messages.count("speed 25 %") == 60
+
+
+def test_the_figures_have_stalls_parts_and_memory() -> None:
+    loop, summary = _run(FakeFront([Input(1)] * 30))
+    assert loop.hud.longest_stall == pytest.approx(40, rel=0.02)
+    assert (loop.hud.parts["trunk"], loop.hud.parts["head"], loop.hud.parts["decode"]) == (3.0, 2.0, 1.0)
+    assert "tick" not in loop.hud.parts and "world" not in loop.hud.parts
+    assert loop.hud.memory > 10
+    assert f" {summary.memory:.0f} MB" in summary.lines()[0]
+
+
+def test_a_loop_that_was_left_goes_on_and_the_time_between_does_not_count() -> None:
+    time = FakeTime()
+    session = Session(StubWorld())
+    session.begin()
+    front = FakeFront([Input(1)] * 10 + [press(Command.PICKER)] + [Input(1)] * 10)
+    loop = Loop(session, front, Clock(time=time, sleep=time.sleep))
+    loop.run()
+    assert (loop.leaving, session.tick) == (Command.PICKER, 10)
+    time.spend(60)
+    summary = loop.run()
+    assert (loop.leaving, session.tick, summary.ticks) == (Command.QUIT, 20, 20)
+    assert (summary.missed, summary.seconds) == (0, pytest.approx(20 * 0.04, abs=0.1))
+    assert summary.longest_stall < 0.05 and summary.latency.max < 100

@@ -1,10 +1,7 @@
-"""The whole player on SDL's dummy driver, and the command line around it."""
+"""The whole player on SDL's dummy driver."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,10 @@ from typing import Any
 import numpy as np
 import pygame
 import pytest
-from typer.testing import CliRunner
 
-import main
-from game.clock import FreeClock, Percentiles, Sections
+from game.clock import FreeClock
 from game.keys import Command, Input, default_bindings
-from game.loop import HudState, Loop, Summary
+from game.loop import HudState, Loop
 from game.paint import letterbox
 from game.play import Options, play
 from game.replay import read_recording, replay
@@ -25,8 +20,6 @@ from game.session import Session
 from game.window import Window
 from stub_world import ACTIONS, BACK, FORWARD, LEFT, StubWorld
 from world_model.types import DisplayError, Frame, WorldError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -83,6 +76,29 @@ def test_escape_closes_the_help_first(window: Window) -> None:
     _key(pygame.KEYDOWN, pygame.K_ESCAPE)
     assert not window.poll().asks(Command.QUIT)
     assert not window.helping
+
+
+def test_the_close_button_leaves_whatever_is_shown(window: Window) -> None:
+    _key(pygame.KEYDOWN, pygame.K_h)
+    window.poll()
+    assert window.helping
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    assert window.poll().asks(Command.QUIT)
+    assert window.closing
+
+
+def test_a_stick_that_stays_pushed_moves_once_in_a_menu(window: Window) -> None:
+    def push(value: int) -> None:
+        axis = pygame.CONTROLLER_AXIS_LEFTX
+        motion = pygame.event.Event(pygame.CONTROLLERAXISMOTION, axis=axis, value=value, instance_id=7)
+        pygame.event.post(motion)
+
+    seen = []
+    for value in (20_000, 24_000, 28_000, 32_000, 0, 30_000):
+        push(value)
+        seen.append(window.menu_keys())
+    assert seen == [["right"], [], [], [], [], ["right"]]
+    assert window.poll() == Input()  # it is not held in the game that begins
 
 
 def test_an_unplugged_pad_holds_nothing(window: Window) -> None:
@@ -145,14 +161,6 @@ def test_no_display_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         Window(default_bindings())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
-def test_without_a_screen_playing_ends_with_code_5() -> None:
-    hidden = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "SDL_VIDEODRIVER": ""}
-    result = _run("play", **hidden)
-    assert result.returncode == 5
-    assert result.stderr.splitlines()[-1].startswith("error: no window can be opened")
-
-
 def test_play_opens_plays_logs_and_leaves(tmp_path: Path) -> None:
     options = Options(world="stub", seed=3, player="wander", fast=True, ticks=60, home=tmp_path)
     summary = play(options, lambda name: StubWorld(name), dict)
@@ -205,69 +213,3 @@ def test_an_unknown_scene_leaves_no_recording(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match="there are: hall, yard"):
         play(Options("stub", scene="attic", home=tmp_path), lambda name: StubWorld(name), dict)
     assert not list(tmp_path.rglob("*.jsonl"))
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(main, "_load_world", lambda name: StubWorld(name))
-    monkeypatch.setenv("REVERIE_HOME", str(tmp_path / "home"))
-
-
-@pytest.mark.usefixtures("stub")
-def test_record_then_replay_on_the_command_line(tmp_path: Path) -> None:
-    run = CliRunner().invoke
-    out = str(tmp_path / "out")
-    assert run(main.app, ["record", "--frames", "9", "--out", out]).exit_code == 0
-    again = run(main.app, ["replay", out])
-    assert (again.exit_code, "9 ticks replay exactly" in again.output) == (0, True)
-
-
-@pytest.mark.usefixtures("stub")
-def test_bench_ends_with_a_json_line(tmp_path: Path) -> None:
-    run = CliRunner().invoke
-    result = run(main.app, ["bench", "--ticks", "20", "--warmup", "2"])
-    assert json.loads(result.output.strip().splitlines()[-1])["ticks"] == 20
-    (tmp_path / "before").write_text(result.output)
-    assert " x" in run(main.app, ["bench", "--ticks", "20", "--compare", str(tmp_path / "before")]).output
-
-
-@pytest.mark.usefixtures("stub")
-def test_without_a_command_it_plays(monkeypatch: pytest.MonkeyPatch) -> None:
-    played: list[Options] = []
-
-    def note(options: Options, *sources: object) -> Summary:
-        played.append(options)
-        return Summary(0, Sections(), Percentiles(), 0, 0.0, 0.0)
-
-    monkeypatch.setattr("game.play.play", note)
-    assert CliRunner().invoke(main.app, []).exit_code == 0
-    assert played == [Options()]
-
-
-def _run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    command = [sys.executable, str(ROOT / "main.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(("record", "--world", "no such world", "--out", "x"), 3), (("replay", "no such folder"), 6)],
-)
-def test_errors_are_one_line_and_an_exit_code(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
-    result = _run(*arguments, REVERIE_HOME=str(tmp_path))
-    assert result.returncode == code
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-
-
-def test_wrong_usage_is_code_2_and_help_names_the_codes() -> None:
-    assert CliRunner().invoke(main.app, ["play", "--no-such-option"]).exit_code == 2
-    assert "Exit codes" in CliRunner().invoke(main.app, ["--help"]).output
-
-
-def test_help_imports_neither_torch_nor_pygame() -> None:
-    code = "import sys, main; print(sorted({'torch', 'pygame'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.stdout.strip() == "[]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from game.speaker import Device
 from game.video import LiveFilm
 from game.window import Window, sdl_driver
 from stub_world import ACTIONS, FakeFront, FakeTime, StubWorld, press
-from world_model.types import DataError, DisplayError, ReverieError
+from world_model.types import Action, DataError, DisplayError, ReverieError
 
 
 def _bindings(tmp_path: Path, text: str) -> Path:
@@ -72,6 +71,26 @@ def test_bad_bindings_are_one_clear_error(tmp_path: Path, text: str, reason: str
     with pytest.raises(DataError, match=reason) as caught:
         read_bindings(_bindings(tmp_path, text), ACTIONS)
     assert str(tmp_path / "keys.toml") in str(caught.value)
+
+
+def test_a_file_that_a_person_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_bindings(tmp_path / "none.toml", ACTIONS, named=True)
+
+
+def test_a_worlds_own_keys_can_be_moved_before_and_after_it_is_known(tmp_path: Path) -> None:
+    path = _bindings(tmp_path, '[game]\nq = ["z"]\nup = ["I"]\n[commands]\nslot = ["[1]", "2"]\n')
+    for actions in ((), ACTIONS, (Action("lean", ("q",)),)):
+        bindings = read_bindings(path, actions)
+        assert bindings.game["z"] == "q" and "q" not in bindings.game
+        assert bindings.game["i"] == "up"  # a key is known by its lower case
+        assert bindings.keys_of(Command.SLOT) == ("[1]", "2")
+
+
+@pytest.mark.parametrize("key", ["s", "²", "[+]"])
+def test_a_slots_key_says_which_slot(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match="no digit"):
+        read_bindings(_bindings(tmp_path, f'[commands]\nslot = ["{key}"]'))
 
 
 class FakeMenu:
@@ -168,7 +187,7 @@ def test_without_a_name_one_world_is_played_and_several_are_asked_about(
 def test_bad_bindings_stop_before_a_window_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("game.window.Window", None)
     with pytest.raises(DataError, match="unknown name"):
-        play(Options(keys=_bindings(tmp_path, "[game]\nfly = []")), StubWorld, dict)
+        play(Options(keys=_bindings(tmp_path, "[commands]\nfly = []")), StubWorld, dict)
 
 
 def test_a_recording_plays_itself_from_its_own_start(tmp_path: Path) -> None:
@@ -177,15 +196,6 @@ def test_a_recording_plays_itself_from_its_own_start(tmp_path: Path) -> None:
     play(options, StubWorld, dict)
     (again,) = (tmp_path / "recordings").iterdir()
     assert timeline(read_recording(again)) == timeline(read_recording(kept))
-
-
-def test_a_trace_has_every_section(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.json"
-    play(Options("stub", fast=True, ticks=5, home=tmp_path, trace=trace, log=False), StubWorld, dict)
-    events = json.loads(trace.read_text())["traceEvents"]
-    assert {event["name"] for event in events} == {"poll", "step", "draw", "present"}
-    assert len(events) == 20
-    assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
 
 
 def test_without_the_extra_the_key_says_what_to_install(
@@ -301,3 +311,32 @@ def test_replaying_twice_is_the_same(tmp_path: Path) -> None:
     shown: list[np.ndarray] = []
     assert replay(read_recording(kept), StubWorld(), lambda f: shown.append(f.image)) == (20, None)
     assert len(shown) == 21
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 40), (64, 40)])
+def test_a_video_of_another_shape_has_bars(tmp_path: Path, size: tuple[int, int]) -> None:
+    av = pytest.importorskip("av")
+    from game.video import VideoWriter
+
+    writer = VideoWriter(tmp_path / "film.mp4", *size)
+    for tick in range(3):
+        writer.write(np.full((20, 32, 3), 200, np.uint8), tick)
+    writer.close()
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        picture = next(film.decode(video=0)).to_ndarray(format="rgb24")
+    bright = np.argwhere(picture[..., 1] > 100)
+    (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+    assert (right - left) / (bottom - top) == pytest.approx(32 / 20, rel=0.05)
+    assert abs(left - (size[0] - right)) <= 1 and abs(top - (size[1] - bottom)) <= 1
+    assert max((right - left) / size[0], (bottom - top) / size[1]) > 0.97
+
+
+def test_a_gif_may_be_named_in_capitals(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    from game.video import VideoWriter
+
+    writer = VideoWriter(tmp_path / "OUT.GIF", 32, 20)
+    writer.write(np.full((20, 32, 3), 200, np.uint8), 0)
+    writer.close()
+    with av.open(str(tmp_path / "OUT.GIF")) as film:
+        assert film.format.name == "gif"

@@ -250,7 +250,7 @@ def test_a_slot_survives_the_program(tmp_path: Path) -> None:
     assert "back at tick 50" in later.messages[-1]
 
 
-@pytest.mark.parametrize("damage", [None, "slot3.state"])
+@pytest.mark.parametrize("damage", [None, "slot3-*.state"])
 def test_a_packed_state_is_back_at_once_and_a_damaged_one_is_dreamt_again(
     tmp_path: Path, damage: str | None
 ) -> None:
@@ -260,7 +260,8 @@ def test_a_packed_state_is_back_at_once_and_a_damaged_one_is_dreamt_again(
         session.advance(asked)
     saved, picture = _state(session), session.frame.image
     if damage:
-        (tmp_path / "stub" / damage).write_bytes(b"rubbish")
+        (path,) = (tmp_path / "stub").glob(damage)
+        path.write_bytes(b"rubbish")
     later = _session(tmp_path, PackingWorld())
     later.advance(press(Command.SLOT, "3"))
     later.advance(press(Command.LOAD))
@@ -326,7 +327,7 @@ def test_a_read_only_folder_is_a_message(tmp_path: Path) -> None:
 
 def test_players_take_turns_and_a_list_hands_back() -> None:
     world = StubWorld()
-    others = (lambda seed: RandomPlayer(ACTIONS, seed), lambda seed: Listed("script", [LEFT, LEFT]))
+    others = (lambda seed: RandomPlayer(ACTIONS, seed), lambda seed: Listed("script", [LEFT] * 5))
     session = Session(world, others=others)
     session.begin()
     names = []
@@ -334,12 +335,58 @@ def test_players_take_turns_and_a_list_hands_back() -> None:
         session.advance(press(Command.PLAYER))
         names.append(session.player.name)
     assert names == ["random", "script", "you"]
-    session.player = Listed("script", [LEFT, LEFT])
+    session.player = Listed("script", [LEFT] * 5)
     for _ in range(3):
         session.advance(Input(FORWARD))
     assert session.history is not None
     assert list(session.history.actions)[-3:] == [LEFT, LEFT, FORWARD]
     assert session.player.name == "you"
+
+
+SCRIPT = [1, 2, 3, 4, 5, 6]
+
+
+def _scripted(ticks: int) -> Session:
+    session = Session(
+        StubWorld(), Listed("script", SCRIPT), others=(lambda seed: RandomPlayer(ACTIONS, seed),)
+    )
+    session.begin(seed=5)
+    for _ in range(ticks):
+        session.advance(Input())
+    return session
+
+
+def _actions(session: Session) -> list[int]:
+    assert session.history is not None
+    return list(session.history.actions)
+
+
+def test_who_rewinds_takes_the_script_back_with_the_time() -> None:
+    session = _scripted(4)
+    for _ in range(3):
+        session.advance(REWIND)
+    assert session.tick == 1
+    for _ in range(3):
+        session.advance(Input())
+    assert _actions(session) == SCRIPT[:4]
+
+
+def test_a_new_start_begins_the_script_again() -> None:
+    session = _scripted(4)
+    session.advance(press(Command.RESTART))
+    session.advance(Input())
+    assert _actions(session) == SCRIPT[:2]
+
+
+def test_the_script_that_began_gets_its_turn_again() -> None:
+    session = _scripted(1)
+    names = []
+    for _ in range(3):
+        session.advance(press(Command.PLAYER, action=0))
+        names.append(session.player.name)
+    assert names == ["random", "you", "script"]
+    session.advance(Input())
+    assert _actions(session)[3:] == SCRIPT[3:5]
 
 
 def test_a_screenshot_has_its_moment_beside_it(tmp_path: Path) -> None:
@@ -398,3 +445,39 @@ def test_read_only_error_is_a_data_error() -> None:
     world = StubWorld()
     with pytest.raises(DataError, match="empty"):
         Slots(Path("nowhere"), world).load(3)
+
+
+def test_screenshots_of_two_ways_to_one_tick_are_two(tmp_path: Path) -> None:
+    session = Session(StubWorld(), screenshots=tmp_path)
+    session.begin(seed=3)
+    session.advance(press(Command.SCREENSHOT))
+    session.begin(seed=3)
+    session.advance(press(Command.SCREENSHOT))
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".json"} and len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_number_pad_chooses_slots(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    session.advance(press(Command.SLOT, "[7]"))
+    assert session.slot == 7
+
+
+@pytest.mark.parametrize("failing", ["write_atomic", "write_json"])
+def test_a_save_that_fails_leaves_the_slot_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    session = _session(tmp_path, PackingWorld())
+    session.advance(press(Command.SAVE))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "stub").iterdir()}
+    _walk(session, 5)
+
+    def full(*_: object) -> None:
+        raise DataError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"game.slots.{failing}", full)
+        session.advance(press(Command.SAVE))
+    assert "the disk is full" in session.messages[-1]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "stub").iterdir()} == before
+    session.advance(press(Command.SAVE))
+    assert len(list((tmp_path / "stub").iterdir())) == 2, "the state of what is overwritten must go"

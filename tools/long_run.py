@@ -28,9 +28,10 @@ from game.clock import Clock, FreeClock
 from game.keys import Command, Input, default_bindings
 from game.loop import HudState, Loop
 from game.machine import describe_machine, rss_mb
-from game.play import Options, make_session
+from game.options import Options
 from game.recorder import SessionLog
 from game.session import Session
+from game.sitting import make_session
 from world_model.state import Keyframe, Memory
 from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldInfo
 
