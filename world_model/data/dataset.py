@@ -81,7 +81,7 @@ class Clips:
     that lie before the clip's end and serve as keyframes, with age (B, K) in ticks at the clip's middle and
     pose (B, K, 3); before: (B, 3), the pose a tick before the clip (its own first pose where there is none);
     history: (B, HISTORY) actions before the clip, newest last, -1 for none; held: what a world that recalls
-    would look at."""
+    would look at; lively: (B, T + 1, h, w), which part of each cell the things that move cover, or None."""
 
     z: Tensor
     act: Tensor
@@ -93,6 +93,7 @@ class Clips:
     before: Tensor
     history: Tensor
     held: Held | None = None
+    lively: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Clips:
         moved: dict[str, Any] = {
@@ -202,7 +203,16 @@ class LatentDataset:
             before,
             torch.from_numpy(np.stack([action_history(self.episodes[i].actions, s) for i, s in places])),
             self.held(places, ticks),
+            self._lively(places, ticks),
         )
+
+    def _lively(self, places: list[tuple[int, int]], ticks: int) -> Tensor | None:
+        if self.episodes[places[0][0]].labels is None:
+            return None
+        rows, columns = self.latents[0].shape[-2:]
+        masks = [lively(self.episodes[i], t) for i, s in places for t in range(s, s + ticks + 1)]
+        cells = np.stack(masks).reshape(len(places), ticks + 1, rows, 16, columns, 16)
+        return torch.from_numpy(cells.mean((3, 5), dtype=np.float32))
 
     def _past(
         self, episode: int, start: int, ticks: int, count: int, rng: np.random.Generator

@@ -7,8 +7,11 @@ reckoning from a start that is a little off.
   random cut is replaced by its own predictions shifted by a tick, up to three times over (each pass adds
   a tick of compounding), then one pass with gradient against the clean targets.
 - `head`: the same with the trunk frozen; what is fed back are the head's samples.
-- `rollout`: clips are dreamed tick by tick as in play, with carried state, and both parts learn to
-  get from each dreamed moment to the true next one.
+- `rollout`: a stretch of each clip is dreamed tick by tick as in play, with carried state, and both parts
+  learn to get from each dreamed moment to the true next one. The stretch is short: what happens by chance
+  happens otherwise in a dream, and who is held to it for long learns to let things fade.
+
+Things that move cover little of a picture and are what counts: where they are, an error costs more.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class DynamicsStageConfig:
     max_passes: int = 3
     train_trunk: bool = True
     train_head: bool = False
-    sequential: bool = False
+    dreamed: int = 0
+    """Ticks in a row that are dreamed with carried state; 0 for parallel scheduled sampling."""
     compile: bool = False
 
 
@@ -55,7 +59,7 @@ STAGES = {
         "head", ticks=32, batch_size=12, max_passes=2, train_trunk=False, train_head=True
     ),
     "rollout": DynamicsStageConfig(
-        "rollout", ticks=48, batch_size=8, context=8, train_head=True, sequential=True
+        "rollout", ticks=32, batch_size=12, context=6, train_head=True, dreamed=12
     ),
 }
 
@@ -97,7 +101,7 @@ class DynamicsStage:
             z = clips.z[:, :-1]
             with torch.no_grad():
                 step = own_steps(self.dynamics, clips)
-                own_context = self._dream if self.config.sequential else self._own_context
+                own_context = self._dream if self.config.dreamed else self._own_context
                 z = own_context(clips, z, step, retrieved)
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
@@ -109,15 +113,16 @@ class DynamicsStage:
 
     def _losses(self, clips: Clips, z: Tensor, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
         target = clips.z[:, 1:]
-        error = (out.mean - target).square().mean() / self._variance
+        weight = attention(clips, len(target))
+        error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
         if self.config.train_head:
-            painted = self._head_loss(z, target, out)
+            painted = self._head_loss(z, target, out, weight)
             total, metrics = total + painted, metrics | {"head": painted.item()}
         return total, metrics
 
-    def _head_loss(self, z: Tensor, target: Tensor, out: TrunkOutput) -> Tensor:
+    def _head_loss(self, z: Tensor, target: Tensor, out: TrunkOutput, attention: Tensor) -> Tensor:
         """x-prediction at random points of the flow, weighted up toward its clean end."""
         present, clean = z.flatten(0, 1), target.flatten(0, 1)
         mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
@@ -126,8 +131,8 @@ class DynamicsStage:
         t = tau[:, None, None, None]
         noised = t * clean + (1 - t) * torch.randn_like(clean) * NOISE_STD
         painted = self._head(noised, tau, mean, present, features)
-        weight = 0.5 + tau
-        return ((painted - clean).square().mean((1, 2, 3)) * weight).mean() / self._variance
+        miss = ((painted - clean).square() * attention.expand_as(target).flatten(0, 1)).mean((1, 2, 3))
+        return (miss * (0.5 + tau)).mean() / self._variance
 
     def _own_context(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
         """Parallel scheduled sampling: 0 to `max_passes` passes over the clip."""
@@ -142,18 +147,19 @@ class DynamicsStage:
         return z
 
     def _dream(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
-        """Tick by tick with carried state: real frames up to a cut, then the dream's own."""
+        """Tick by tick with carried state: real frames, but for a stretch of the dream's own."""
         trunk, head = self.dynamics.trunk, self.dynamics.head
         state = trunk.init_state(z.shape[0], self.device)
         present, latents = z[:, 0], []
-        last_cut = max(self.config.context + 1, self.config.ticks // 2)
-        cut = int(torch.randint(self.config.context, last_cut, ()))
+        cut = int(torch.randint(self.config.context, self.config.ticks, ()))
         for t in range(z.shape[1]):
             latents.append(present)
-            if t + 1 < cut:  # the state still has to see the real frame
+            if t + 1 == z.shape[1]:
+                break
+            if not cut <= t + 1 < cut + self.config.dreamed:  # the state has to see the real frame as well
                 _, state = self._trunk_step(clips, t, present, step, retrieved, state)
                 present = z[:, t + 1]
-            elif t + 1 < z.shape[1]:
+            else:
                 out, state = self._trunk_step(clips, t, present, step, retrieved, state)
                 noise = torch.randn_like(present)
                 present = head.sample(noise, out.mean, present, out.features, self._steps)
@@ -178,6 +184,18 @@ class DynamicsStage:
         source = torch.where(useless, source.roll(1), source)
         noise = torch.randn_like(clips.past) * 0.1 * torch.rand(batch, 1, 1, 1, 1, device=self.device)
         return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
+
+
+LIVELY = 8.0
+"""How much more an error costs in a cell that is full of things that move."""
+
+
+def attention(clips: Clips, batch: int) -> Tensor:
+    """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w)."""
+    if clips.lively is None:
+        return torch.ones(batch, 1, 1, 1, 1, device=clips.z.device)
+    weight = 1 + LIVELY * clips.lively[:, 1:, None]
+    return weight / weight.mean()
 
 
 def paint(head: Head, z_BTChw: Tensor, out: TrunkOutput, steps: int) -> Tensor:
