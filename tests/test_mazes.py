@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from world_model.data.collect import CollectConfig, _counts
 from world_model.data.episodes import SPLITS
 from world_model.data.mazes.build import TILE
 from world_model.data.mazes.layout import Layout, is_held_out, make_layout
@@ -131,3 +133,9 @@ def test_the_game_walks_through_it_and_the_same_seed_looks_the_same() -> None:
     x, y, _ = make_layout(5, Variety.SMALL).start
     pose = runs[0][0].pose
     assert pose is not None and abs(pose[0] - x) < 1 and abs(pose[1] - y) < 1
+
+
+def test_maps_that_a_world_is_shown_with_are_kept_apart(tmp_path: Path) -> None:
+    counts = _counts(CollectConfig("mazes_small", frames=12_000, out=tmp_path, episode_ticks=1200))
+    assert counts == {"train": 10, "val": 1, "test": 1}
+    assert "test" not in _counts(CollectConfig("rooms", frames=12_000, out=tmp_path, episode_ticks=1200))

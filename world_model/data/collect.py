@@ -24,6 +24,7 @@ from world_model.data.arena import ITEMS, MONSTERS
 from world_model.data.episodes import SPLITS, Episode, read_episode, write_episode
 from world_model.data.fight_report import fight_report
 from world_model.data.fighters import Fighter
+from world_model.data.mazes.source import NAMES as MAZES
 from world_model.data.policies import CELL, Walker, cell_of
 from world_model.data.revisits import RevisitingWalker
 from world_model.data.sources import MapSource, Observation, Source, make_source
@@ -167,9 +168,12 @@ def _revisits(path: Sequence[Hashable], gap: int = 100) -> int:
 
 
 def _counts(config: CollectConfig) -> dict[str, int]:
-    """Episodes of each split."""
+    """Episodes of each split. Where every seed is another map, the maps that a world is shown with are kept
+    apart from those that it is measured on while it is made."""
     train = math.ceil(config.frames / config.episode_ticks)
-    return {"train": train, "val": max(1, math.ceil(train * config.val_share))}
+    held_out = max(1, math.ceil(train * config.val_share))
+    counts = {"train": train, "val": held_out}
+    return counts | {"test": held_out} if config.source in MAZES.values() else counts
 
 
 def _present(config: CollectConfig, split: str, count: int) -> int:

@@ -21,7 +21,7 @@ SCENE_TICKS = 32
 
 
 def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
-    """Writes the world of a run to `folder`. Scenes come from held-out episodes.
+    """Writes the world of a run to `folder`. Scenes come from held-out episodes: the test split's, if any.
 
     Raises DataError for a run that lacks a stage which its world needs, or without a scene's length of play.
     """
@@ -29,7 +29,8 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     missing = [s for s in needed_stages(world.config) if not (run / f"{s}.safetensors").exists()]
     if missing:
         raise DataError(f"{run} is not finished: train --stage {missing[0]} first")
-    episodes = [e for e in map(read_episode, list_episodes(data, "val")) if len(e) >= SCENE_TICKS]
+    split = "test" if (data / "test").is_dir() else "val"
+    episodes = [e for e in map(read_episode, list_episodes(data, split)) if len(e) >= SCENE_TICKS]
     if not episodes:
         raise DataError(f"{data}: no held-out episode has {SCENE_TICKS} ticks to start a dream from")
     header = episodes[0].header
