@@ -357,3 +357,20 @@ def test_the_command_line_measures_a_baseline(
 
 def test_a_shown_command_can_be_typed_again() -> None:
     assert shown_command(["eval", "--world", "a b"]) == "python main.py eval --world 'a b'"
+
+
+def test_a_comparison_of_fights_counts_what_both_can_be_measured_in() -> None:
+    clips = [[f"ep_{i}", 0] for i in range(6)]
+    fights: list[dict[str, Any]] = [
+        {
+            "schema": 3,
+            "data": {"sha256": "x"},
+            "rollout": {"clips": clips, "per_clip": {}},
+            "events": {"clips": clips, "per_clip": {"flash_f1": flash, "log_mel": mel}},
+        }
+        for flash, mel in (([0.9] * 5 + [None], [4.0] * 6), ([0.5] * 6, [9.0] * 6))
+    ]
+    found = compare(*fights)["figures"]
+    assert set(found) == {"flashes of shots", "sound"}
+    assert found["flashes of shots"]["mean"] == pytest.approx(0.4) and found["flashes of shots"]["n"] == 5
+    assert found["sound"]["better"] == "a", "a smaller distance is better"

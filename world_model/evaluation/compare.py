@@ -28,7 +28,12 @@ DECIDING = (
     *(f"PSNR, tick {k}" for k in (8, 32, 128)),
     *(f"sharpness, tick {k}" for k in (32, 128)),
     "collapse",
+    "flashes of shots",
+    "bangs of shots",
+    "sound",
 )
+FIGHT = {"flashes of shots": ("flash_f1", 1), "bangs of shots": ("bang_f1", 1), "sound": ("log_mel", -1)}
+"""Figures of a fight: what `events.per_clip` calls them, and whether more of it is better."""
 
 Document = Mapping[str, Any]
 Array = NDArray[np.float64]
@@ -122,7 +127,20 @@ def _figures(a: Document, b: Document, parts: Document) -> dict[str, Any]:
         names = _same_clips(a["collapse"], b["collapse"])
         own, other = (np.array([bool(v) for v in d["collapse"]["verdicts"]], float) for d in (a, b))
         found["collapse"] = advantage(other - own, names)
+    if "events" in a and "events" in b:
+        found |= _fight(a["events"], b["events"])
     return {name: found[name] for name in DECIDING if name in found}
+
+
+def _fight(a: Document, b: Document) -> dict[str, Any]:
+    """Over the clips in which both have something to measure."""
+    names, found = _same_clips(a, b), {}
+    for figure, (key, sign) in FIGHT.items():
+        rows = zip(a["per_clip"].get(key, []), b["per_clip"].get(key, []), names, strict=False)
+        kept = [(sign * (x - y), name) for x, y, name in rows if x is not None and y is not None]
+        if kept:
+            found[figure] = advantage(np.array([d for d, _ in kept]), [name for _, name in kept])
+    return found
 
 
 def _verdict(figures: Document) -> str:
