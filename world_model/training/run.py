@@ -191,6 +191,8 @@ class _Material:
         order = (*ORDER, *SOUND)
         for earlier in order[: order.index(name)]:
             _load_stage(self.world, self.config.run, earlier)
+        if name in STAGES:  # previews paint with the best decoder that there is
+            _load_stage(self.world, self.config.run, "decoder")
         if self.config.start is not None:
             _load_stage(self.world, self.config.start, name, partly=True)
         if name == "tokenizer":
