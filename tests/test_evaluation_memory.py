@@ -11,10 +11,11 @@ import torch
 
 from tiny import ACTIONS, TINY, tiny_data, tiny_model
 from toy_game import NAMES, Deaf, Perfect, ToySource, toy_data
+from world_model.batch_dream import BatchDream
 from world_model.config import AudioConfig
 from world_model.data import sources
 from world_model.data.sources import Observation
-from world_model.dream import BatchDream, DreamEngine, DreamState
+from world_model.dream import DreamEngine, DreamState
 from world_model.evaluation.ablations import ablations
 from world_model.evaluation.baselines import CopySeed
 from world_model.evaluation.collapse import collapse, real_means, real_rollouts

@@ -18,9 +18,9 @@ import main
 from tiny import tiny_data, tiny_world
 from toy_game import Perfect, ToySource, toy_data
 from world_model import load_world
+from world_model.batch_dream import BatchDream
 from world_model.checkpoint import read_json, write_json
 from world_model.data import sources
-from world_model.dream import BatchDream
 from world_model.evaluation import command, plots, sheets
 from world_model.evaluation.baselines import Blurred, CopySeed, MeanFrame, Noise
 from world_model.evaluation.choose import choose_dreamer

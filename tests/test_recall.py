@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, tiny_model, tiny_world
+from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Remembered
-from world_model.dream import BatchDream, DreamEngine
+from world_model.dream import DreamEngine
 from world_model.evaluation.worlds import AblatedDream
 from world_model.map import Gaze
 from world_model.memory import KeyframeBank, apart

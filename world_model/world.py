@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from world_model.batch_dream import BatchDream
 from world_model.checkpoint import WEIGHTS_NAME, load_world_weights, read_world_json, save_weights, write_json
 from world_model.config import WorldConfig, world_config_from_json
-from world_model.dream import BatchDream, DreamEngine, DreamState, WorldModel
+from world_model.dream import DreamEngine, DreamState, WorldModel
 from world_model.paths import find_world
 from world_model.scenes import Scene, load_scene, scene_names
 from world_model.state import Keyframe, Memory, Picture, WorldState

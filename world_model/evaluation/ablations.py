@@ -7,8 +7,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from world_model.batch_dream import BatchDream
 from world_model.data.sources import make_source
-from world_model.dream import BatchDream
 from world_model.evaluation.compare import PARTS as COMPARED
 from world_model.evaluation.compare import paired
 from world_model.evaluation.html import figure, machine_table, page

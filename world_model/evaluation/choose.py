@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from world_model.batch_dream import BatchDream
 from world_model.data.episodes import list_episodes, read_episode
 from world_model.data.sources import make_source
-from world_model.dream import BatchDream
 from world_model.evaluation.baselines import CopySeed, MeanFrame, Persistence
 from world_model.evaluation.protocol import Dreamer
 from world_model.evaluation.real import SourceDreamer

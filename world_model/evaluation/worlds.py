@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from world_model.dream import BatchDream, DreamEngine, DreamState
+from world_model.batch_dream import BatchDream
+from world_model.dream import DreamEngine, DreamState
 from world_model.dynamics import LayerState
 from world_model.evaluation.protocol import Images, Ints
 from world_model.mamba import MambaState

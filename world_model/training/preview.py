@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
-from world_model.dream import BatchDream, DreamEngine, WorldModel
+from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
 from world_model.training.pictures import save_rows
 
