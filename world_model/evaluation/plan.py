@@ -58,14 +58,14 @@ FIGURES = Plan(
 )
 """What decides whether a checkpoint replaces another, and no more."""
 QUICK = Plan(
-    windows=16,
+    windows=12,
     ticks=128,
     all_windows=0,
-    long_windows=8,
+    long_windows=6,
     long_ticks=500,
-    collapse_rollouts=8,
-    collapse_ticks=300,
-    starts=16,
+    collapse_rollouts=6,
+    collapse_ticks=200,
+    starts=12,
     closures=8,
     turns=4,
     walks=0,
