@@ -30,8 +30,9 @@ FRAMES, PICTURES, WALKS = 128, 8, 32
 TICKS = 16
 MOTION_ERROR = (0.002, 0.002, 0.01)
 """Unit of the motion loss: about one map unit, half a degree."""
-POSE_ERROR = (math.log(0.0005), math.log(0.01))
-"""Range of how far off the pose is from which a picture is remembered, in half extents (log)."""
+POSE_ERROR = (math.log(0.0002), math.log(0.002))
+"""Range of how far off the pose is from which a picture is remembered, in half extents (log): who is shown a
+wall from five units off learns to paint the blur of both."""
 WALL_ERROR = 0.02
 """Of the logarithm of what a keyframe tells of its walls."""
 LATENT_NOISE = 0.1
