@@ -63,11 +63,11 @@ class BatchDream:
         frames, path = [], [state.place]
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.engine.device)
         for t in range(act.shape[1]):
-            held = state
+            before = state
             state = self._imagined(state, actions[:, t], np.stack([o[t] for o in obs]))
             frames.append(self.engine.show(state))
             path.append(state.place)
-            before, state, seen = held, replace(state, z=z[:, t + 1]), z[:, : t + 2]
+            state, seen = replace(state, z=z[:, t + 1]), z[:, : t + 2]
             if t + 1 <= SETTLE_AT[-1] or self.engine.config.dynamics.recall:
                 state = self.engine.look(state, before)
             if t + 1 in SETTLE_AT:

@@ -145,7 +145,7 @@ class Surfaces(nn.Module):
     def directions(self, pose_F3: Tensor, columns: int) -> Tensor:
         """(F, C, 2): where each column leads on the floor plan per unit of depth."""
         cos, sin = pose_F3[:, 2:].cos(), pose_F3[:, 2:].sin()
-        across = _centres(columns, pose_F3.device) * self.spread
+        across = centres(columns, pose_F3.device) * self.spread
         return torch.stack((cos + across * sin, sin - across * cos), -1)
 
     def march(self, pose_F3: Tensor, steps: Tensor, columns: int) -> Tensor:
@@ -181,16 +181,16 @@ class Surfaces(nn.Module):
             log = view.depth.clamp(min=NEAR).log()
             slope = F.pad(log[..., 1:] - log[..., :-1], (0, 1)).clamp(-1, 1)
             down = self._below(rows, log.device)[:, None].expand_as(log)
-            across = _centres(columns, log.device).expand_as(log)
+            across = centres(columns, log.device).expand_as(log)
             told = torch.stack((log, 4 * slope, down, across, view.wall, 8 * view.point[..., 2]), -1)
             return torch.cat((4 * paint, told), -1).permute(0, 3, 1, 2)
 
     def _below(self, rows: int, device: torch.device) -> Tensor:
         """How far below the horizon each row is, in half heights of the picture."""
-        return _centres(rows, device) + (1 - 2 * self.horizon)
+        return centres(rows, device) + (1 - 2 * self.horizon)
 
 
-def _centres(count: int, device: torch.device) -> Tensor:
+def centres(count: int, device: torch.device) -> Tensor:
     """Middles of `count` equal parts of (-1, 1)."""
     return (torch.arange(count, device=device) + 0.5) * 2 / count - 1
 

@@ -106,21 +106,36 @@ class PoseEmbedding(nn.Module):
         return out
 
 
-class MotionModel(nn.Module):
+class Gait(nn.Module):
+    """(what a place is told of, last actions, action, phase) -> the motion (..., 3) of the tick."""
+
+    def __init__(self, actions: int, phases: int, told: int, dim: int = 256) -> None:
+        super().__init__()
+        self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
+        self.embed_phase = nn.Embedding(phases, 8)
+        inputs = told + 8 * (HISTORY + 1) + 8
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
+        )
+        self.out = nn.Linear(dim, 3)
+
+    def motion(self, told: tuple[Tensor, ...], place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        """From what is told (..., `told` in all) beside the actions."""
+        none = self.embed_action.num_embeddings - 1
+        actions = torch.cat((place.history, act[..., None]), -1)
+        taken = self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2)
+        x = torch.cat((*told, taken, self.embed_phase(phase)), -1)
+        return self.out(self.layers(x)).float() * torch.tensor(MOTION_UNIT, device=act.device)
+
+
+class MotionModel(Gait):
     """(place, action, phase) -> the motion (..., 3) of the tick.
 
     It knows no coordinates, only how far walls are around the player, so it moves alike everywhere.
     """
 
-    def __init__(self, actions: int, phases: int, dim: int = 256) -> None:
-        super().__init__()
-        self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
-        self.embed_phase = nn.Embedding(phases, 8)
-        inputs = 8 * len(FEELERS) + 8 + 5 + 8 * (HISTORY + 1) + 8
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
-        )
-        self.out = nn.Linear(dim, 3)
+    def __init__(self, actions: int, phases: int) -> None:
+        super().__init__(actions, phases, 8 * len(FEELERS) + 8 + 5)
 
     def forward(self, place: Place, act: Tensor, phase: Tensor, walls: Walls) -> Tensor:
         unit = torch.tensor(MOTION_UNIT, device=act.device)
@@ -128,18 +143,14 @@ class MotionModel(nn.Module):
         # Walls stop what runs into them, so the last motion is told in the map's frame as well.
         cos, sin = pose[..., 2].cos(), pose[..., 2].sin()
         dx, dy = motion[..., 0] * cos - motion[..., 1] * sin, motion[..., 0] * sin + motion[..., 1] * cos
-        none = self.embed_action.num_embeddings - 1
-        actions = torch.cat((place.history, act[..., None]), -1)
         around = torch.cat([compass(radius, act.device) for radius in FEELERS])
         told = (
             walls(pose[..., None, :2] + around).detach() / FREE,
             harmonics(pose[..., 2], 4),
             motion / unit,
             torch.stack((dx, dy), -1) / unit[:2],
-            self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2),
-            self.embed_phase(phase),
         )
-        return self.out(self.layers(torch.cat(told, -1))).float() * unit
+        return self.motion(told, place, act, phase)
 
 
 class Localizer(nn.Module):

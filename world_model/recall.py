@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from world_model.field import centres
+
 NEAR = 0.01
 """Nothing is seen nearer than this."""
 NOTHING = 20.0
@@ -76,11 +78,6 @@ def onto_plan(ahead: Tensor, right: Tensor, pose: Tensor) -> Tensor:
     return torch.stack(
         (pose[..., 0] + ahead * cos + right * sin, pose[..., 1] + ahead * sin - right * cos), -1
     )
-
-
-def centres(count: int, device: torch.device) -> Tensor:
-    """Middles of `count` equal parts of (-1, 1)."""
-    return (torch.arange(count, device=device) + 0.5) * 2 / count - 1
 
 
 def wall_points(views: Views, lens: Lens) -> Tensor:

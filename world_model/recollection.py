@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.config import DynamicsConfig
-from world_model.field import FREE, ROOM
+from world_model.field import FREE, ROOM, centres, compass
 from world_model.map import Detail, Gaze, Glance
-from world_model.place import FEELERS, HISTORY, MOTION_UNIT, Place, compose
+from world_model.place import FEELERS, MOTION_UNIT, Gait, Place, compose
 from world_model.recall import Lens, Sighting, Views, colours, finer, look, onto_plan, shrunk, wall_lines
 
 COARSE_CHANNELS = 10
@@ -58,33 +58,18 @@ class Rangefinder(nn.Module):
         return (told.transpose(1, 2).flatten(1) - 1.0).clamp(low, high)
 
 
-class Stride(nn.Module):
+class Stride(Gait):
     """(place, action, phase, how far walls are around the player) -> the motion (..., 3) of the tick.
 
     It knows neither coordinates nor compass: a dream's own begin anywhere.
     """
 
-    def __init__(self, actions: int, phases: int, dim: int = 256) -> None:
-        super().__init__()
-        self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
-        self.embed_phase = nn.Embedding(phases, 8)
-        inputs = 8 * len(FEELERS) + 3 + 8 * (HISTORY + 1) + 8
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
-        )
-        self.out = nn.Linear(dim, 3)
+    def __init__(self, actions: int, phases: int) -> None:
+        super().__init__(actions, phases, 8 * len(FEELERS) + 3)
 
     def forward(self, place: Place, act: Tensor, phase: Tensor, around: Tensor) -> Tensor:
         unit = torch.tensor(MOTION_UNIT, device=act.device)
-        none = self.embed_action.num_embeddings - 1
-        actions = torch.cat((place.history, act[..., None]), -1)
-        told = (
-            around.detach() / FREE,
-            place.motion / unit,
-            self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2),
-            self.embed_phase(phase),
-        )
-        return self.out(self.layers(torch.cat(told, -1))).float() * unit
+        return self.motion((around.detach() / FREE, place.motion / unit), place, act, phase)
 
 
 class Odometer(nn.Module):
@@ -155,13 +140,16 @@ class Recollection(nn.Module):
         """How far the wall is in each column of real or dreamed latents: (F, columns)."""
         return self.rangefinder(z_FChw).exp()
 
+    def own(self, views: Views, z_BKChw: Tensor) -> Views:
+        """The same keyframes, with walls as they are seen in their latents."""
+        return views._replace(wall=self.walls(z_BKChw.flatten(0, 1)).view_as(views.wall))
+
     def around(self, views: Views, pose_F3: Tensor) -> Tensor:
         """How far remembered walls are from points around the player (F, 8 len(FEELERS)), ahead first.
 
         F poses are T of each of the B dreams of `views`, in this order; all keep to what the first holds.
         """
-        angle = torch.arange(8, device=pose_F3.device) * (torch.pi / 4)
-        ring = torch.cat([radius * torch.stack((angle.cos(), angle.sin()), -1) for radius in FEELERS])
+        ring = torch.cat([compass(radius, pose_F3.device) for radius in FEELERS])
         feelers = onto_plan(ring[:, 0], ring[:, 1], pose_F3[:, None])
         return self._clear(views, feelers)
 
@@ -216,7 +204,7 @@ class Recollection(nn.Module):
         rows = colour.shape[2]
         log = found.depth.flatten(0, 1).clamp(*DEPTHS).log()
         slope = F.pad(log[..., 1:] - log[..., :-1], (0, 1)).clamp(-1, 1)
-        down = (torch.arange(rows, device=log.device) + 0.5)[:, None] * 2 / rows - 1
+        down = centres(rows, log.device)[:, None]
         known, wall = found.known.flatten(0, 1).float(), found.wall.flatten(0, 1)
         quality = torch.where(found.known, found.quality, -4.0).flatten(0, 1)
         more = torch.stack((known, quality, log, 4 * slope, wall, down.expand_as(log), log.exp().rsqrt()), 1)

@@ -67,9 +67,8 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
     """
     _open(config.source, config.sound).close()  # a missing game is told before any process starts
     missing = sum(count - _present(config, split, count) for split, count in _counts(config).items())
-    _check_disk(
-        config.out, missing * config.episode_ticks
-    )  # before a list that may be as long as it is absurd
+    # Before a list is made that may be as long as it is absurd.
+    _check_disk(config.out, missing * config.episode_ticks)
     jobs = _jobs(config)
     todo = [job for job in jobs if not job.folder.exists()]
     progress(sum(job.ticks for job in jobs) - sum(job.ticks for job in todo))

@@ -241,6 +241,6 @@ def own_views(dynamics: Dynamics, held: Held | None, forgotten: float = FORGOTTE
     """
     if held is None or dynamics.recollection is None:
         return None
-    walls = dynamics.recollection.walls(held.z.flatten(0, 1)).view_as(held.views.wall)
-    kept = torch.rand(len(walls), 1, 1, device=walls.device) >= forgotten
-    return held.views._replace(wall=walls, held=held.views.held & kept)
+    views = dynamics.recollection.own(held.views, held.z)
+    kept = torch.rand(len(views.held), 1, 1, device=views.held.device) >= forgotten
+    return views._replace(held=views.held & kept)

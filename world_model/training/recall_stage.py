@@ -150,7 +150,7 @@ class RecallStage:
     def preview(self, path: Path) -> dict[str, float]:
         """Real frames above what memory alone shows from their poses, gray where it knows nothing."""
         batch = _draw(self._held_out, np.random.default_rng(0), 64, 32, 32, ticks=32)
-        views = own_walls(self.recollection, batch.remembered)
+        views = self.recollection.own(batch.remembered.views, batch.remembered.z)
         with torch.autocast(self.device.type, torch.bfloat16):
             detail = self.recollection.detail(views, batch.stand)
             shown = to_uint8(self._painter.paint(detail.fine).clamp(-1, 1))
@@ -177,7 +177,7 @@ class RecallStage:
     def _walked(self, batch: RecallBatch) -> dict[str, float]:
         """How far off a walk is at its end: dreamed, and while real frames come in."""
         units = self._world.config.pose_scale
-        views, scores = own_walls(self.recollection, batch.held), {}
+        views, scores = self.recollection.own(batch.held.views, batch.held.z), {}
         start = batch.tracks[:, 1]
         for name in ("walk", "seen"):
             place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
@@ -191,12 +191,6 @@ class RecallStage:
             turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
             scores[f"{name}{batch.act.shape[1]}_degrees"] = float(turned.mean())
         return scores
-
-
-def own_walls(recollection: Recollection, held: Held) -> Views:
-    """What was held, with walls as the rangefinder sees them."""
-    walls = recollection.walls(held.z.flatten(0, 1)).view_as(held.views.wall)
-    return held.views._replace(wall=walls)
 
 
 def _shaky(views: Views) -> Views:
