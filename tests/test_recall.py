@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def recollection() -> Recollection:
 
 
 def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -> None:
-    views = keyframes([[0.0, 0.0, 0.0]], recollection.columns)
+    views = keyframes([[0.8, 0.0, 0.0]], recollection.columns)
     nn.init.zeros_(recollection.stride.out.weight)
     with torch.no_grad():
         recollection.stride.out.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # two fiftieths ahead
@@ -178,6 +179,23 @@ def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -
     for _ in range(5):
         place = recollection.move(place, torch.tensor([1]), torch.tensor([0]), nothing)
     assert float(place.pose[0, 0]) > ROOM
+
+
+def test_a_wall_that_is_seen_now_stops_the_player_who_remembers_nothing(recollection: Recollection) -> None:
+    nn.init.zeros_(recollection.stride.out.weight)
+    told = recollection.rangefinder.columns[-1]
+    assert isinstance(told, nn.Conv2d) and told.bias is not None
+    nn.init.zeros_(told.weight)
+    with torch.no_grad():
+        recollection.stride.out.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))
+    nothing = nothing_held(1, 1, recollection.columns, (160, 256), torch.device("cpu"))
+    moved = []
+    for depth in (0.04, 1.0):
+        nn.init.constant_(told.bias, math.log(depth) + 1)
+        place = PlaceModel.nowhere(1, "cpu")
+        felt = recollection.felt(nothing, place, torch.zeros(1, 4, *LATENT_GRID))
+        moved.append(float(recollection.move(place, torch.tensor([1]), torch.tensor([0]), felt).pose[0, 0]))
+    assert moved[0] == 0.0 and moved[1] > 0.03
 
 
 def test_the_bank_holds_places_and_never_gives_up_the_first() -> None:

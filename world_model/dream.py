@@ -292,10 +292,12 @@ class DreamEngine:
         attended, retrieved = self._retrieve(state, bank)
         with self._precision():
             dynamics = self.model.dynamics
-            views = None
+            views = felt = None
             if dynamics.recollection is not None:
                 views = self._views(bank, attended)
-            place = dynamics.move(state.place, act_B, state.phase, views)
+                held = self._blank_views(bank) if self.use_memory else views
+                felt = dynamics.recollection.felt(held, state.place, state.z)
+            place = dynamics.move(state.place, act_B, state.phase, felt)
             step = dynamics.step_to(place, views)
             out, after = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
         return (
@@ -347,11 +349,15 @@ class DreamEngine:
     def _recalled(self, bank: KeyframeBank, pose: Tensor) -> Tensor:
         """Positions (B, R) of the keyframes to look at from a pose."""
         recollection = self.model.dynamics.recollection
-        assert recollection is not None and bank.walls is not None and bank.images is not None
-        blank = bank.walls.new_zeros(*bank.filled.shape, 0)  # nothing is looked at yet
-        views = Views(blank, bank.pose, bank.walls, bank.filled[:, None])
+        assert recollection is not None
         count = min(self.config.dynamics.recalled, bank.size)
-        return retrieve(views, recollection.lens, pose, count, recollection.aspect)
+        return retrieve(self._blank_views(bank), recollection.lens, pose, count, recollection.aspect)
+
+    def _blank_views(self, bank: KeyframeBank) -> Views:
+        """All keyframes without their pictures."""
+        assert bank.walls is not None
+        blank = bank.walls.new_zeros(*bank.filled.shape, 0)
+        return Views(blank, bank.pose, bank.walls, bank.filled[:, None])
 
     def _retrieve(self, state: DreamState, bank: KeyframeBank) -> tuple[Tensor, Retrieved | None]:
         count = min(self.config.dynamics.retrieved, bank.size)

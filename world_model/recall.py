@@ -28,6 +28,8 @@ NOTHING = 20.0
 """Depth of a wall that no keyframe shows."""
 JOINED = 1.4
 """Neighbouring columns whose depths differ by more than this factor show different walls."""
+CLOSE = 0.25
+"""From further off it is not known well enough where a wall stands to run into it."""
 SLACK = (0.008, 0.06)
 """By how much, and by which part of it, a depth may be off before something counts as hidden."""
 ASIDE = 0.5
@@ -93,10 +95,11 @@ def joined(views: Views) -> Tensor:
 
 
 def wall_lines(views: Views, lens: Lens) -> tuple[Tensor, Tensor, Tensor]:
-    """The walls of all keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them are held at
-    the first of the poses (B, 1, N)."""
+    """The walls near all keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them are held
+    at the first of the poses (B, 1, N)."""
     points = wall_points(views, lens)
-    shown = joined(views) & views.held[:, 0, :, None]
+    near = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
+    shown = joined(views) & near & views.held[:, 0, :, None]
     start, end = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
     return start[:, None], end[:, None], shown.flatten(1)[:, None]
 

@@ -144,6 +144,18 @@ class Recollection(nn.Module):
         """The same keyframes, with walls as they are seen in their latents."""
         return views._replace(wall=self.walls(z_BKChw.flatten(0, 1)).view_as(views.wall))
 
+    @torch.no_grad()
+    def felt(self, views: Views, place: Place, z_FChw: Tensor) -> Views:
+        """What `move` goes by: keyframes, without pictures, and the present latents, seen from `place`."""
+        blank = views.image.new_zeros(*views.wall.shape[:2], 0)
+        pose, walls = place.pose[:, None].float(), self.walls(z_FChw)[:, None].float()
+        return Views(
+            torch.cat((blank, blank[:, :1]), 1),
+            torch.cat((views.pose, pose), 1),
+            torch.cat((views.wall, walls), 1),
+            torch.cat((views.held[:, :1], torch.ones_like(views.held[:, :1, :1])), 2),
+        )
+
     def around(self, views: Views, pose_F3: Tensor) -> Tensor:
         """How far remembered walls are from points around the player (F, 8 len(FEELERS)), ahead first.
 
@@ -154,7 +166,10 @@ class Recollection(nn.Module):
         return self._clear(views, feelers)
 
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
-        """The place after a tick with this action (F,), by dead reckoning; nobody gets through a wall."""
+        """The place after a tick with this action (F,), by dead reckoning; nobody gets through a wall.
+
+        views: what is `felt`, one pose each.
+        """
         motion = self.stride(place, act, phase, self.around(views, place.pose))
         # A wall has no thickness in memory: feel for it all along the way.
         parts = torch.linspace(0, 1, WAY, device=motion.device)[:, None] * motion[:, None]

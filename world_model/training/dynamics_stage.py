@@ -222,7 +222,10 @@ def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
         place = place._replace(pose=compose(clips.pose[:, 0], error), motion=motion, history=clips.history)
     places, views = [], own_views(dynamics, clips.held)
     for t in range(ticks):
-        now = None if views is None else views._replace(held=views.held[:, t : t + 1])
+        now = None
+        if views is not None and dynamics.recollection is not None:
+            now = views._replace(held=views.held[:, t : t + 1])
+            now = dynamics.recollection.felt(now, place, clips.z[:, t])
         place = dynamics.move(place, clips.act[:, t], clips.phase[:, t], now)
         places.append(place)
     flat = Place(*(torch.stack(p, 1).flatten(0, 1) for p in zip(*places, strict=True)))

@@ -126,13 +126,16 @@ class RecallStage:
         """Dead reckoning over a stretch, and the same steps put right by what was seen."""
         tracks, act, phase = (t.to(self.device) for t in (batch.tracks, batch.act, batch.phase))
         z = batch.walk.to(self.device)
-        views = _shaky(batch.held.to(self.device).views)
+        held = batch.held.to(self.device)
+        with torch.no_grad():  # walls as it sees them: it has to know how far to trust them
+            views = self.recollection.own(held.views, held.z)
         start = tracks[:, 1]
         place = Place(start, motion_between(tracks[:, 0], start), start * 0, batch.history.to(self.device))
         unit = torch.tensor(MOTION_ERROR, device=self.device)
         moved = steered = torch.zeros((), device=self.device)
         for t in range(act.shape[1]):
             now = views._replace(held=views.held[:, t : t + 1])
+            now = self.recollection.felt(now, place, z[:, t])
             place = self.recollection.move(place, act[:, t], phase[:, t], now)
             truth = motion_between(tracks[:, t + 1], tracks[:, t + 2])
             own = (place.motion - truth) / unit
@@ -183,6 +186,7 @@ class RecallStage:
             place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
             for t in range(batch.act.shape[1]):
                 now, before = views._replace(held=views.held[:, t : t + 1]), place
+                now = self.recollection.felt(now, place, batch.walk[:, t])
                 place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
                 if name == "seen":
                     place = self.recollection.correct(batch.walk[:, t], batch.walk[:, t + 1], before, place)
