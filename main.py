@@ -229,7 +229,10 @@ def train(
     run: Annotated[Path, typer.Option(help="The folder of the run; an unfinished one goes on.")],
     world: Annotated[str, typer.Option(help="The name of the new world.")] = "rooms",
     stage: Annotated[
-        str, typer.Option(help="tokenizer, place, align, trunk, head, rollout, decoder, codec, audio or all.")
+        str,
+        typer.Option(
+            help="tokenizer, place, recall, survey, align, trunk, head, rollout, decoder and so on, or all."
+        ),
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Or after so many steps a stage.")] = None,
@@ -237,8 +240,19 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile; needs a C++ compiler.")] = False,
     episodes: Annotated[int | None, typer.Option(help="Use at most so many episodes.")] = None,
     like: Annotated[
-        Path | None, typer.Option("--from", help="A run whose fitting weights a new stage begins with.")
+        Path | None,
+        typer.Option("--from", help="A run or a world's folder whose fitting weights a stage begins with."),
     ] = None,
+    clips: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips to a batch of trunk, head and rollout: fewer are quicker."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="No memory but Mamba's state, to measure others against.")
+    ] = False,
+    previews: Annotated[
+        bool, typer.Option(help="Pictures and scores on the way, minutes each where a processor is slow.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Trains a world. Ctrl-C saves; the same command goes on where it stopped."""
@@ -248,7 +262,22 @@ def train(
     stages = ORDER if stage == "all" else (stage,)
     if minutes is None and steps is None:
         minutes = 300.0 if stage == "all" else 60.0
-    config = TrainConfig(world, data, run, stages, minutes, steps, device, seed, episodes, compiled, like)
+    config = TrainConfig(
+        world,
+        data,
+        run,
+        stages,
+        minutes,
+        steps,
+        device,
+        seed,
+        episodes,
+        compiled,
+        like,
+        previews=previews,
+        clips=clips,
+        plain=plain,
+    )
     start(config, typer.echo)
 
 
@@ -286,6 +315,9 @@ def evaluate(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="What each part of the memory is worth.")
     ] = False,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="With --ablations: another world, such as one trained --plain.")
+    ] = None,
     head_steps: Annotated[int | None, typer.Option(min=1, max=8, help="Other than the world's own.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Land eval.json and the scores in the world.")] = False,
 ) -> None:
@@ -301,9 +333,13 @@ def evaluate(
 
     if card and (protocol or compare or ablations):
         raise typer.BadParameter("--card takes a whole pass: not --protocol, --compare or --ablations")
+    if beside and not ablations:
+        raise typer.BadParameter("--beside goes with --ablations")
     folder = find_world(world) if card else None
     load = partial(batch_dream, head_steps=head_steps)
-    request = command.Request(against, out, source, quick, figures, tuple(protocol or ()), describe_machine())
+    request = command.Request(
+        against, out, source, quick, figures, tuple(protocol or ()), tuple(beside or ()), describe_machine()
+    )
     if folder is not None:  # before anything is measured for nothing
         refuse_smaller(folder, request.plan.to_json())
     if compare:

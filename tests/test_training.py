@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import RECALLING, TINY, tiny_data
+from tiny import RECALLING, TINY, tiny_data, tiny_world
 from world_model import load_world
-from world_model.checkpoint import load_training, write_json
+from world_model.checkpoint import load_training, load_weights, write_json
 from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
@@ -29,7 +29,16 @@ from world_model.training.decoder_stage import DecoderStage, drawing, pattern_lo
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
 from world_model.training.preview import RolloutPreview
-from world_model.training.run import ORDER, PLACE, RECALL, TrainConfig, describe_world, load_run, train
+from world_model.training.run import (
+    ORDER,
+    PLACE,
+    RECALL,
+    TrainConfig,
+    describe_world,
+    load_run,
+    train,
+    without_memory,
+)
 from world_model.training.tokenizer_stage import TokenizerPreview, lively_loss
 from world_model.types import DataError
 
@@ -42,6 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setattr(previewing, "CONTEXT", 4)
     monkeypatch.setattr(previewing, "TICKS", (1, 8))
     monkeypatch.setattr(publishing, "SCENE_TICKS", 6)
+    monkeypatch.setattr(publishing, "REMEMBERED_TICKS", 9)
     from world_model.training import dynamics_stage
 
     small = {k: replace(v, ticks=8, batch_size=2, context=2) for k, v in dynamics_stage.STAGES.items()}
@@ -221,6 +231,39 @@ def test_a_run_can_begin_with_the_weights_of_another(run: TrainConfig, tmp_path:
             if name.startswith("average/"):
                 begun = new[name.replace("average/", "model/")]  # one step later, at the rate of a warm-up
                 torch.testing.assert_close(begun, value, rtol=0, atol=2e-3)
+
+
+def test_a_run_can_begin_with_the_weights_of_a_world(run: TrainConfig, tmp_path: Path) -> None:
+    world = tiny_world(tmp_path / "world", seed=3)
+    again = replace(run, stages=("tokenizer", "place", "trunk"), start=world, steps=0)
+    train(again, quiet)
+    there = load_weights(world / "weights.safetensors", None)
+    begun = load_run(run.run).state_dict()
+    for name in (
+        "tokenizer.encoder.layers.1.weight",
+        "dynamics.trunk.down.weight",
+        "dynamics.trunk.norm.weight",
+    ):
+        torch.testing.assert_close(begun[name], there[name].float(), rtol=0.02, atol=4e-3)
+    # What another sense of place said of a view means nothing to this one.
+    latent = TINY.tokenizer.latent_dim
+    stem, old = begun["dynamics.trunk.stem.weight"], there["dynamics.trunk.stem.weight"].float()
+    torch.testing.assert_close(stem[:, : 2 * latent], old[:, : 2 * latent], rtol=0.02, atol=4e-3)
+    assert stem[:, 2 * latent :].abs().max() < 4e-3 < old[:, 2 * latent :].abs().max()
+
+
+def test_what_a_run_is_to_begin_with_must_be_there(run: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        train(replace(run, start=tmp_path / "none"), quiet)
+
+
+def test_a_plain_world_remembers_by_its_state_alone(run: TrainConfig) -> None:
+    for config in (TINY, RECALLING):
+        dynamics = without_memory(config).dynamics
+        assert (dynamics.pose, dynamics.recall, dynamics.window, dynamics.retrieved) == (False, False, 1, 0)
+    write_json(run.run / "world.json", without_memory(RECALLING).to_json())
+    train(replace(run, stages=("tokenizer", "trunk"), clips=1), quiet)
+    assert (run.run / "trunk.safetensors").exists()
 
 
 def test_ctrl_c_stops_all_stages_and_the_same_command_goes_on(run: TrainConfig) -> None:

@@ -268,7 +268,7 @@ class Trunk(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def _memory(self, retrieved: Retrieved | None) -> tuple[Tensor, Tensor] | None:
-        if retrieved is None:
+        if retrieved is None or not retrieved.frames.shape[1]:
             return None
         reader = next(layer.keyframes for layer in self._layers() if layer.reads_memory)
         place = self.place(retrieved.pose)
@@ -340,6 +340,18 @@ class Dynamics(nn.Module):
         self.recollection = Recollection(*sizes, config) if config.recall else None
         self.trunk = Trunk(config, *sizes)
         self.head = Head(config, latent_dim)
+
+    @torch.no_grad()
+    def unlearn_seen(self) -> None:
+        """Makes trunk and head blind to what a view is told by beside its latent.
+
+        These features mean what the sense of place has made of them: to weights that come from another one
+        they are noise. The latent is a latent everywhere.
+        """
+        trunk, stem = self.trunk, self.head.stem
+        features = SEEN_CHANNELS - trunk.out.out_channels // 2
+        for layer in (trunk.stem, trunk.up_seen, stem):  # in each of them `seen` comes last
+            layer.weight[:, -features:] = 0
 
     def step_to(self, place: Place, views: Views | None = None) -> Step:
         """What the trunk is told of a place (F, ...) that a tick leads to; `views` where it recalls."""

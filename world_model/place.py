@@ -107,9 +107,10 @@ class PoseEmbedding(nn.Module):
 
 
 class Gait(nn.Module):
-    """(what a place is told of, last actions, action, phase) -> the motion (..., 3) of the tick."""
+    """(what a place is told of, last actions, action, phase) -> `out` numbers: the motion (..., 3) of the
+    tick, if it is three."""
 
-    def __init__(self, actions: int, phases: int, told: int, dim: int = 256) -> None:
+    def __init__(self, actions: int, phases: int, told: int, dim: int = 256, out: int = 3) -> None:
         super().__init__()
         self.embed_action = nn.Embedding(actions + 1, 8)  # the last one is "none yet"
         self.embed_phase = nn.Embedding(phases, 8)
@@ -117,15 +118,20 @@ class Gait(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU()
         )
-        self.out = nn.Linear(dim, 3)
+        self.out = nn.Linear(dim, out)
 
-    def motion(self, told: tuple[Tensor, ...], place: Place, act: Tensor, phase: Tensor) -> Tensor:
-        """From what is told (..., `told` in all) beside the actions."""
+    def tell(self, told: tuple[Tensor, ...], place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        """From what is told (..., `told` in all) beside the actions: (..., `out`)."""
         none = self.embed_action.num_embeddings - 1
         actions = torch.cat((place.history, act[..., None]), -1)
         taken = self.embed_action(torch.where(actions < 0, none, actions)).flatten(-2)
         x = torch.cat((*told, taken, self.embed_phase(phase)), -1)
-        return self.out(self.layers(x)).float() * torch.tensor(MOTION_UNIT, device=act.device)
+        out: Tensor = self.out(self.layers(x)).float()
+        return out
+
+    def motion(self, told: tuple[Tensor, ...], place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        """The same as a motion (..., 3)."""
+        return self.tell(told, place, act, phase) * torch.tensor(MOTION_UNIT, device=act.device)
 
 
 class MotionModel(Gait):

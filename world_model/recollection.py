@@ -27,7 +27,10 @@ COARSE_STEP = 4
 DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
-"""Standard deviation of what an odometer tells of a tick."""
+"""Standard deviation of a tick that was put right by an odometer."""
+ODOMETER_DOUBT = (0.004, 0.002, 0.02)
+"""How far it has to be from the stride to be believed by half: where nothing is near the stride is the better
+of the two by far, and who runs into something is far off."""
 WAY = 4
 """Points of the way of a tick at which walls are felt for, its start among them."""
 
@@ -53,23 +56,74 @@ class Rangefinder(nn.Module):
 
     def forward(self, z_FChw: Tensor) -> Tensor:
         tall = self.enter(z_FChw).flatten(1, 2)[:, :, None]
-        told = self.columns(tall)[:, :, 0].float()
-        low, high = (torch.tensor(d).log().item() for d in DEPTHS)
-        return (told.transpose(1, 2).flatten(1) - 1.0).clamp(low, high)
+        return _log_depth(self.columns(tall)[:, :, 0].transpose(1, 2).flatten(1))
 
 
-class Stride(Gait):
+class Surveyor(nn.Module):
+    """Pictures uint8 (F, 3, H, W) -> log of how far the wall is in each of W / 4 columns.
+
+    How far a wall is shows in the row at which it meets the floor: far off, a pixel is as much as a tenth of
+    the way, so a keyframe is measured in its picture and not in its latent.
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int = 32, wide: int = 128) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, dim, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.columns = nn.Sequential(
+            nn.Conv2d(4 * grid[0] * dim, wide, (1, 3), padding=(0, 1)),
+            nn.SiLU(),
+            nn.Conv2d(wide, wide, (1, 3), padding=(0, 1)),
+            nn.SiLU(),
+            nn.Conv2d(wide, 1, 1),
+        )
+
+    def forward(self, image_F3HW: Tensor) -> Tensor:
+        return self.measure(image_F3HW.float() * (2 / 255) - 1)
+
+    def measure(self, x_F3HW: Tensor) -> Tensor:
+        """The same of pictures in [-1, 1]."""
+        first = self.enter[1]
+        assert isinstance(first, nn.Conv2d)
+        tall = self.enter(x_F3HW.to(first.weight.dtype)).flatten(1, 2)[:, :, None]
+        return _log_depth(self.columns(tall)[:, 0, 0])
+
+
+def _log_depth(told: Tensor) -> Tensor:
+    low, high = (torch.tensor(d).log().item() for d in DEPTHS)
+    return (told.float() - 1.0).clamp(low, high)
+
+
+class Stride(nn.Module):
     """(place, action, phase, how far walls are around the player) -> the motion (..., 3) of the tick.
 
-    It knows neither coordinates nor compass: a dream's own begin anywhere.
+    Where nothing is near, momentum and friction make a tick's motion linear in the last one; how, hangs on
+    the actions of late. What walls do to that is added where there are any. It knows neither coordinates nor
+    compass: a dream's own begin anywhere.
     """
 
     def __init__(self, actions: int, phases: int) -> None:
-        super().__init__(actions, phases, 8 * len(FEELERS) + 3)
+        super().__init__()
+        self.free = Gait(actions, phases, 0, out=12)
+        self.hindered = Gait(actions, phases, 8 * len(FEELERS) + 3)
 
     def forward(self, place: Place, act: Tensor, phase: Tensor, around: Tensor) -> Tensor:
+        around = around.detach() / FREE
+        near = 1 - around.amin(-1, keepdim=True).clamp(max=1)
+        last = place.motion / torch.tensor(MOTION_UNIT, device=act.device)
+        return self.coast(place, act, phase) + near * self.hindered.motion((around, last), place, act, phase)
+
+    def coast(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        """The motion (..., 3) where no wall is near."""
         unit = torch.tensor(MOTION_UNIT, device=act.device)
-        return self.motion((around.detach() / FREE, place.motion / unit), place, act, phase)
+        told = self.free.tell((), place, act, phase)
+        kept = told[..., :9].unflatten(-1, (3, 3)) @ (place.motion / unit)[..., None]
+        return (kept[..., 0] + told[..., 9:]) * unit
 
 
 class Odometer(nn.Module):
@@ -119,6 +173,7 @@ class Recollection(nn.Module):
         self.grid, self.heights = grid, config.heights
         self.aspect = grid[0] / grid[1]
         self.rangefinder = Rangefinder(latent_dim, grid)
+        self.surveyor = Surveyor(grid)
         self.stride = Stride(actions, phases)
         self.odometer = Odometer(latent_dim, grid)
         self.glance = Glance(latent_dim, 4 * COARSE_CHANNELS)
@@ -140,9 +195,15 @@ class Recollection(nn.Module):
         """How far the wall is in each column of real or dreamed latents: (F, columns)."""
         return self.rangefinder(z_FChw).exp()
 
+    def survey(self, image_F3HW: Tensor) -> Tensor:
+        """The same of keyframes, from their pictures uint8 (F, 3, H, W)."""
+        return self.surveyor(image_F3HW).exp()
+
     def own(self, views: Views, z_BKChw: Tensor) -> Views:
-        """The same keyframes, with walls as they are seen in their latents."""
-        return views._replace(wall=self.walls(z_BKChw.flatten(0, 1)).view_as(views.wall))
+        """The same keyframes, with walls as their pictures show them, or their latents where these lack."""
+        image = views.image.flatten(0, 1)
+        walls = self.survey(image) if image.numel() else self.walls(z_BKChw.flatten(0, 1))
+        return views._replace(wall=walls.view_as(views.wall))
 
     @torch.no_grad()
     def felt(self, views: Views, place: Place, z_FChw: Tensor) -> Views:
@@ -170,7 +231,8 @@ class Recollection(nn.Module):
 
         views: what is `felt`, one pose each.
         """
-        motion = self.stride(place, act, phase, self.around(views, place.pose))
+        with torch.autocast(act.device.type, enabled=False):  # what it is off by adds up
+            motion = self.stride(place, act, phase, self.around(views, place.pose))
         # A wall has no thickness in memory: feel for it all along the way.
         parts = torch.linspace(0, 1, WAY, device=motion.device)[:, None] * motion[:, None]
         free = self._clear(views, compose(place.pose[:, None], parts)[..., :2])
@@ -182,7 +244,9 @@ class Recollection(nn.Module):
 
     def correct(self, before: Tensor, after: Tensor, start: Place, end: Place) -> Place:
         """`end`, put right by the two real latents that were seen at `start` and there."""
-        motion = self.odometer(before, after, end.motion)
+        surprise = self.odometer(before, after, end.motion) - end.motion
+        doubt = surprise.new_tensor(ODOMETER_DOUBT).square()
+        motion = end.motion + surprise * surprise.square() / (surprise.square() + doubt)
         variance = start.variance + end.pose.new_tensor(ODOMETER_ERROR).square()
         return end._replace(pose=compose(start.pose, motion), motion=motion, variance=variance)
 
@@ -211,11 +275,12 @@ class Recollection(nn.Module):
             known = found.known.flatten(0, 1)[:, None].float()
             fine = F.pixel_unshuffle(torch.cat((paint, known), 1), 2)
         detail: Detail = self.gaze(told, fine)
-        return detail
+        return detail._replace(known=coarse.known.flatten(0, 1)[:, None].float())
 
     def _told(self, views: Views, found: Sighting) -> Tensor:
         """Colour of what is seen and how it is met: (F, COARSE_CHANNELS, R, L)."""
-        colour = colours(shrunk(views.image, COARSE_STEP), found).flatten(0, 1)
+        small = shrunk(views.image, COARSE_STEP) if views.small is None else views.small
+        colour = colours(small, found).flatten(0, 1)
         rows = colour.shape[2]
         log = found.depth.flatten(0, 1).clamp(*DEPTHS).log()
         slope = F.pad(log[..., 1:] - log[..., :-1], (0, 1)).clamp(-1, 1)

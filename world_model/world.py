@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from world_model.batch_dream import BatchDream
-from world_model.checkpoint import WEIGHTS_NAME, load_world_weights, read_world_json, save_weights, write_json
-from world_model.config import WorldConfig, world_config_from_json
+from world_model.checkpoint import WEIGHTS_NAME, read_world_json, save_weights, write_json
 from world_model.dream import DreamEngine, DreamState, WorldModel
 from world_model.paths import find_world
+from world_model.precision import native_dtype
 from world_model.scenes import Scene, load_scene, scene_names
 from world_model.state import Keyframe, Memory, Picture, WorldState
 from world_model.state_file import Bounds, pack, unpack
 from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
+from world_model.weights import expected_tensors, load_model
 
 THUMBNAIL_STEP = 4
 """A keyframe's thumbnail is every fourth pixel of its picture."""
@@ -78,7 +78,10 @@ class World:
         began = perf_counter()
         before = self._state
         ms: dict[str, float] = {}
-        dream = self._engine.tick(before.dream, torch.tensor([int(action)]), ms.__setitem__)
+        taken = torch.tensor([int(action)])
+        dream = self._engine.tick(
+            before.dream, taken, ms.__setitem__, before=lambda: before.picture.get()[None]
+        )
         guard = before.guard_events
         if _is_finite(dream):
             thumbnails = _kept_thumbnails(before, dream)
@@ -197,10 +200,9 @@ def load_world(
     """Loads a world by name or path. Raises WorldError that names the file and the reason."""
     folder = find_world(name)
     description = read_world_json(folder)
-    config = world_config_from_json(description["config"])
-    dtype = inference_dtype(device)
-    model = build_model(config, load_world_weights(folder, expected_tensors(config)))
-    model = model.for_inference(dtype).to(device)
+    dtype = native_dtype(device)
+    model = load_model(folder).for_inference(dtype).to(device)
+    config = model.config
     info = WorldInfo(
         name=config.name,
         width=config.tokenizer.width,
@@ -244,33 +246,6 @@ def save_world(
         "weights_sha256": digest,
     }
     write_json(folder / "world.json", description)
-
-
-def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
-    """A model of `config` that holds `tensors`, without initialising weights first."""
-    with torch.device("meta"):
-        model = WorldModel(config)
-    fresh = {k: v.float() for k, v in tensors.items()}
-    model.load_state_dict(fresh, assign=True)
-    return model
-
-
-def expected_tensors(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Every tensor that a weights file of this config must hold: name -> (shape, dtype)."""
-    with torch.device("meta"):
-        model = WorldModel(config)
-    return {
-        name: (tuple(t.shape), torch.bfloat16 if t.ndim >= 2 else torch.float32)
-        for name, t in model.state_dict().items()
-    }
-
-
-def inference_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the processor computes it natively, float32 elsewhere."""
-    if device != "cpu":
-        return torch.bfloat16
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if native() else torch.float32
 
 
 def _is_finite(dream: DreamState) -> bool:

@@ -222,6 +222,8 @@ class LatentDataset:
         A candidate set is drawn from the episode before the clip's start, and the nearest in latent to
         a few random frames of the clip are taken. An early clip has no past: its own start fills in.
         """
+        if not count:
+            return np.zeros(0, np.int64)
         z = self.latents[episode]
         candidates = rng.integers(0, max(1, start + 1), 24)
         wanted = rng.integers(start, start + ticks + 1, count)

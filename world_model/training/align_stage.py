@@ -17,10 +17,11 @@ from world_model.data.dataset import LatentDataset
 from world_model.data.remembered import Held
 from world_model.dream import WorldModel
 from world_model.place import compose, motion_between, wrap
+from world_model.precision import mixed_precision
 from world_model.settle import UNIT, Aligner
 from world_model.training.dynamics_stage import own_views
 
-FRAMES, RECALLED = 96, 32
+FRAMES, RECALLED = 96, 12
 """Frames of a batch; fewer where each comes with all that is remembered of it."""
 OFF = (math.log(0.001), math.log(0.08))
 """Standard deviation of a pose's error, in half extents; twice that in radians (log)."""
@@ -60,7 +61,7 @@ class AlignStage:
         z, pose, near = (x.to(self.device) for x in batch[:3])
         held = None if batch[3] is None else batch[3].to(self.device)
         truth = motion_between(near, pose)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             seen = self._seen(near, held)[:, : z.shape[1]]
             told = self._aligner(
                 z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z), seen
@@ -88,7 +89,7 @@ class AlignStage:
             z, pose, near, held = _draw(self._held_out, rng, 128, off)
             held = None if held is None else held.to(self.device)
             for look in range(4):
-                with torch.autocast(self.device.type, torch.bfloat16):
+                with mixed_precision(self.device.type):
                     seen = self._seen(near.to(self.device), held)[:, : z.shape[1]]
                     near = compose(near, self._aligner(z.to(self.device), seen).motion.cpu())
                 if look in (0, 3):

@@ -20,6 +20,7 @@ from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.episodes import Episode
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
+from world_model.precision import mixed_precision
 from world_model.spectrum import log_mel_distance, snr, spectral_loss, spectrogram
 from world_model.training.dynamics_stage import own_steps, paint
 from world_model.training.pictures import write_png
@@ -167,7 +168,7 @@ class AudioStage:
     def _seen(self, clips: Clips, dream: bool = True) -> Tensor:
         """What the head sees of each tick, (B, T, D): half of the time of a dream that feeds itself."""
         world = self._world
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.no_grad(), mixed_precision(self.device.type):
             dynamics, pose = world.dynamics, clips.past_pose
             pose = torch.zeros(*clips.past_age.shape, 3, device=self.device) if pose is None else pose
             retrieved = Retrieved(clips.past, clips.past_age, pose)

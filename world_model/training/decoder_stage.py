@@ -21,6 +21,7 @@ from world_model.data.dataset import Clips, LatentDataset, lively
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
 from world_model.map import Detail
+from world_model.precision import mixed_precision
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
 from world_model.training.dynamics_stage import own_steps, own_views, paint
 from world_model.training.preview import RolloutPreview
@@ -116,7 +117,7 @@ class DecoderStage:
         ticks = batch.ticks.to(self.device)
         clean = clips.z[:, 1:][rows, ticks].flatten(0, 1)
         x = to_float(batch.frames, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             painted = self._paint(clips)[rows, ticks].flatten(0, 1)
             level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
             noised = clean + level * torch.randn_like(clean)
@@ -153,7 +154,7 @@ class DecoderStage:
             views = own_views(self._world.dynamics, clips.held)
             assert recollection is not None and views is not None
             detail = recollection.detail(views._replace(held=views.held[rows, ticks]), pose)
-        return Detail(*(torch.cat((d, d)) for d in detail))
+        return Detail(*(None if d is None else torch.cat((d, d)) for d in detail))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _paint(self, clips: Clips) -> Tensor:

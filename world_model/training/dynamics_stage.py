@@ -29,6 +29,7 @@ from world_model.data.remembered import Held
 from world_model.dream import WorldModel
 from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput, TrunkState
 from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.precision import mixed_precision
 from world_model.recall import Views
 from world_model.training.preview import RolloutPreview
 
@@ -96,7 +97,7 @@ class DynamicsStage:
 
     def loss(self, batch: Clips, done: float) -> tuple[Tensor, dict[str, float]]:
         clips = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             retrieved = self._retrieved(clips)
             z = clips.z[:, :-1]
             with torch.no_grad():

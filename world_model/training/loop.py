@@ -42,6 +42,8 @@ class StageConfig:
     seed: int = 0
     save_seconds: float = 60.0
     preview_seconds: float = 600.0
+    previews: bool = True
+    """Whether pictures and scores are made now and then, and at the end."""
 
 
 class Stage(Protocol[Batch]):
@@ -106,14 +108,15 @@ class Trainer(Generic[Batch]):
                 if now - saved > self.config.save_seconds:
                     self.save()
                     saved = time.monotonic()
-                if now - shown > self.config.preview_seconds:
+                if self.config.previews and now - shown > self.config.preview_seconds:
                     self._preview(say)
                     shown = time.monotonic()
         finally:
             batches.close()
             stop.restore()
         self.save()
-        self._preview(say)
+        if self.config.previews:
+            self._preview(say)
         return self.done >= 1.0
 
     @property

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from world_model.precision import native_dtype
+
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum with Nesterov look-ahead and decoupled weight decay."""
@@ -36,9 +38,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
-    """Pushes the singular values of a matrix towards one (quintic Newton-Schulz iteration, in bf16)."""
+    """Pushes the singular values of a matrix towards one (quintic Newton-Schulz iteration, in bfloat16
+    where that is fast)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.to(torch.bfloat16)
+    x = update.to(native_dtype(update.device.type))
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

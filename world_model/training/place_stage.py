@@ -21,6 +21,7 @@ from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
 from world_model.field import FREE, march_steps
 from world_model.place import Place, PlaceModel, motion_between, wrap
+from world_model.precision import mixed_precision, native_dtype
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8
 from world_model.training.pictures import save_rows
 
@@ -84,7 +85,7 @@ class PlaceStage:
 
     def loss(self, batch: PlaceBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         z, pose = batch.z.to(self.device), batch.pose.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             seen = self.place.map.seen(pose[:GLANCES])[:, : z.shape[1]]
             glanced = (seen - z[:GLANCES]).square().mean() / self._variance
             # Noise stands in for the imperfect latents of a dream, which `look` may be shown too.
@@ -146,7 +147,7 @@ class PlaceStage:
         poses = [p for p in map(self._held_out.pose, range(len(self._held_out.episodes))) if p is not None]
         walk = min(128, *(len(e) - 2 for e in self._held_out.episodes))
         batch = _draw(self._held_out, poses, rng, 64, 64, 64, ticks=walk)
-        engine = DreamEngine(self._world, torch.bfloat16)
+        engine = DreamEngine(self._world, native_dtype(self.device.type))
         real, shown = batch.pictures, self._paint(batch.stand)
         glanced = engine.decode(self.place.map.seen(batch.pose)[:, : batch.z.shape[1]])
         latents = engine.decode(batch.z)
@@ -179,7 +180,7 @@ class PlaceStage:
         return scores
 
     def _paint(self, stand: Tensor) -> NDArray[np.uint8]:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             parts = [self._painter.paint(self.place.map.detail(p).fine) for p in stand.split(16)]
         return to_uint8(torch.cat(parts).clamp(-1, 1))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
+from world_model.precision import native_dtype
 from world_model.training.pictures import save_rows
 
 CONTEXT = 32
@@ -35,7 +35,8 @@ class RolloutPreview:
         """Writes a strip of up to six windows (real over dream) and returns gains in dB over copy-seed."""
         was_training = world.training
         world.eval()
-        dream = BatchDream(DreamEngine(world, torch.bfloat16))
+        device = next(world.parameters()).device.type
+        dream = BatchDream(DreamEngine(world, native_dtype(device)))
         obs = np.stack([e.frames[s : s + CONTEXT] for e, s in self._windows])
         last = max(self._ticks)
         act = np.stack([e.actions[s : s + CONTEXT + last] for e, s in self._windows]).astype(np.int64)

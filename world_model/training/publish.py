@@ -17,7 +17,9 @@ from world_model.training.run import ORDER, SOUND, foreign_stages, load_run
 from world_model.types import DataError
 from world_model.world import save_world
 
-SCENE_TICKS = 32
+SCENE_TICKS, REMEMBERED_TICKS = 32, 96
+"""Length of a scene, and of one in a world that recalls: what it shows is all that such a dream knows."""
+REMEMBERED_SCENES = 6
 
 
 def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
@@ -29,33 +31,38 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     missing = [s for s in needed_stages(world.config) if not (run / f"{s}.safetensors").exists()]
     if missing:
         raise DataError(f"{run} is not finished: train --stage {missing[0]} first")
+    ticks, scenes = (
+        (REMEMBERED_TICKS, min(scenes, REMEMBERED_SCENES))
+        if world.config.dynamics.recall
+        else (SCENE_TICKS, scenes)
+    )
     split = "test" if (data / "test").is_dir() else "val"
-    episodes = [e for e in map(read_episode, list_episodes(data, split)) if len(e) >= SCENE_TICKS]
+    episodes = [e for e in map(read_episode, list_episodes(data, split)) if len(e) >= ticks]
     if not episodes:
-        raise DataError(f"{data}: no held-out episode has {SCENE_TICKS} ticks to start a dream from")
+        raise DataError(f"{data}: no held-out episode has {ticks} ticks to start a dream from")
     header = episodes[0].header
     provenance = {"source": header["source"], "stages": _costs(run)}
     save_world(folder, world, header["licence"], provenance, scores={})
     write_card(folder, world.config, run, provenance)
     (folder / EVAL_NAME).unlink(missing_ok=True)  # it was of other weights
-    chosen = choose_scenes(episodes, scenes)
+    chosen = choose_scenes(episodes, scenes, ticks)
     for old in (folder / "scenes").glob("*"):
         old.unlink()
     for index, (episode, start) in enumerate(chosen):
-        frames = np.array(episode.frames[start : start + SCENE_TICKS])
-        actions = np.array(episode.actions[start : start + SCENE_TICKS - 1], np.int64)
+        frames = np.array(episode.frames[start : start + ticks])
+        actions = np.array(episode.actions[start : start + ticks - 1], np.int64)
         name = f"scene{index + 1}"
         save_scene(folder, Scene(name, frames, actions, int(episode.phases[start])))
         write_png(folder / "scenes" / f"{name}.png", np.ascontiguousarray(frames[-1, ::2, ::2]))
-    write_png(folder / "thumbnail.png", np.array(chosen[0][0].frames[chosen[0][1] + SCENE_TICKS - 1]))
+    write_png(folder / "thumbnail.png", np.array(chosen[0][0].frames[chosen[0][1] + ticks - 1]))
 
 
-def choose_scenes(episodes: list[Episode], count: int) -> list[tuple[Episode, int]]:
+def choose_scenes(episodes: list[Episode], count: int, ticks: int) -> list[tuple[Episode, int]]:
     """Starts with something to see, far from each other: of many candidates, greedily the one whose last
     picture differs most from those already chosen, among the richest half by edges."""
     rng = np.random.default_rng(0)
-    candidates = [(e, int(s)) for e in episodes for s in rng.integers(0, max(1, len(e) - SCENE_TICKS), 12)]
-    last = [np.array(e.frames[s + SCENE_TICKS - 1]) for e, s in candidates]
+    candidates = [(e, int(s)) for e in episodes for s in rng.integers(0, max(1, len(e) - ticks), 12)]
+    last = [np.array(e.frames[s + ticks - 1]) for e, s in candidates]
     richness = np.array([laplacian_energy(image) for image in last])
     keep = np.argsort(richness)[len(richness) // 2 : -len(richness) // 20 or None]
     small = np.stack([last[i][4::8, 4::8].astype(np.float32).ravel() for i in keep])

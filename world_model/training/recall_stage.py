@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +21,27 @@ from world_model.data.dataset import LatentDataset, action_history
 from world_model.data.remembered import Held
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
-from world_model.place import Place, compose, motion_between, wrap
+from world_model.place import HISTORY, Place, compose, motion_between, wrap
+from world_model.precision import mixed_precision, native_dtype
 from world_model.recall import Views
 from world_model.recollection import DEPTHS, Recollection, show_what_was_handed
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8
 from world_model.training.pictures import save_rows
 
-FRAMES, PICTURES, WALKS = 128, 8, 32
+FRAMES, PICTURES, WALKS = 64, 4, 16
+SURVEYED = 16
+"""Pictures in which walls are measured."""
+STEPS = 768
+"""Single ticks from which the way is learned that one moves where nothing is near."""
+UNKNOWN = 0.1
+"""Part of them of which fewer past actions are known than usual."""
 TICKS = 16
 MOTION_ERROR = (0.002, 0.002, 0.01)
 """Unit of the motion loss: about one map unit, half a degree."""
+MOTION_BETA = 0.1
+"""Of these units. Errors above it cost by their size: a tick against a wall must not rule the others."""
+SOFT_NOISE = 0.1
+"""Of pictures as a dream may hold them."""
 POSE_ERROR = (math.log(0.0002), math.log(0.002))
 """Range of how far off the pose is from which a picture is remembered, in half extents (log): who is shown a
 wall from five units off learns to paint the blur of both."""
@@ -43,7 +55,8 @@ EDGE_WEIGHT = 0.1
 class RecallBatch:
     """Frames: z (F, C, h, w), walls (F, columns) the depth in each column. Pictures uint8 (P, H, W, 3), their
     latents (P, C, h, w) and poses (P, 3), and what was held then. Walks: tracks (S, T + 2, 3) of poses, one
-    before the start, z (S, T + 1, C, h, w), act and phase (S, T), history (S, HISTORY), what was held."""
+    before the start, z (S, T + 1, C, h, w), act and phase (S, T), history (S, HISTORY), what was held.
+    Surveyed: pictures uint8 (N, H, W, 3) and the depths (N, columns) in them. Steps: single ticks."""
 
     z: Tensor
     walls: Tensor
@@ -57,6 +70,29 @@ class RecallBatch:
     phase: Tensor
     history: Tensor
     held: Held
+    surveyed: NDArray[np.uint8]
+    survey: Tensor
+    steps: Steps
+
+
+class Steps(NamedTuple):
+    """Single ticks: last (N, 3) the motion before, motion (N, 3), history (N, HISTORY), act, phase (N,), and
+    at (N, 2), the episode and the frame from which the motion leads to the next."""
+
+    last: Tensor
+    motion: Tensor
+    history: Tensor
+    act: Tensor
+    phase: Tensor
+    at: Tensor
+
+    def to(self, device: torch.device) -> Steps:
+        return Steps(*(part.to(device) for part in self))
+
+    @property
+    def place(self) -> Place:
+        """Where each begins, as far as a stride asks."""
+        return Place(self.last * 0, self.last, self.last * 0, self.history)
 
 
 def recollecting(world: WorldModel) -> nn.ModuleDict:
@@ -82,22 +118,42 @@ class RecallStage:
         self.recollection: Recollection = world.dynamics.recollection
         self._painter = world.tokenizer.decoder.detail
         show_what_was_handed(self._painter.out)
+        for layer in (self._painter.enter, self._painter.correct):  # of these the stage `decoder` makes use
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self._steps, self._held_steps = all_steps(data), all_steps(held_out)
         sample = np.concatenate([z[::100].ravel() for z in data.latents[:20]])
         self._variance = float(sample.astype(np.float32).var())
 
     def batch(self, rng: np.random.Generator, done: float) -> RecallBatch:
-        return _draw(self._data, rng, FRAMES, PICTURES, WALKS)
+        return _draw(self._data, rng, FRAMES, PICTURES, WALKS, self._steps)
 
     def loss(self, batch: RecallBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         z, walls = batch.z.to(self.device), batch.walls.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            told = self.recollection.rangefinder(_noised(z))
+        with mixed_precision(self.device.type):
+            told = self.recollection.rangefinder(noised(z))
             ranged = (told - walls.clamp(*DEPTHS).log()).abs().mean()
+            x, depths = to_float(batch.surveyed, self.device), batch.survey.to(self.device)
+            measured = self.recollection.surveyor.measure(softened(x))
+            surveyed = (measured - depths.clamp(*DEPTHS).log()).abs().mean()
             moved, steered = self._walk_loss(batch)
             painted, glanced = self._picture_loss(batch)
-        metrics = {"paint": painted, "seen": glanced, "range": ranged, "motion": moved, "odometer": steered}
-        total = painted + 0.3 * glanced + 0.5 * ranged + 0.2 * moved + 0.2 * steered
+        coasted = self._coast_loss(batch.steps, UNKNOWN)
+        metrics = {"paint": painted, "seen": glanced, "range": ranged, "survey": surveyed, "coast": coasted}
+        metrics |= {"motion": moved, "odometer": steered}
+        total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed + 0.2 * (moved + coasted + steered)
         return total, {k: v.item() for k, v in metrics.items()}
+
+    def _coast_loss(self, steps: Steps, unknown: float) -> Tensor:
+        """Mean error of single ticks by the stride that knows no walls: near most there are none."""
+        steps = steps.to(self.device)
+        count = (len(steps.act), 1)
+        known = torch.randint(0, HISTORY, count, device=self.device)
+        known = torch.where(torch.rand(count, device=self.device) < unknown, known, HISTORY)
+        newest = torch.arange(HISTORY, 0, -1, device=self.device)
+        steps = steps._replace(history=torch.where(newest <= known, steps.history, -1))
+        miss = self.recollection.stride.coast(steps.place, steps.act, steps.phase) - steps.motion
+        return (miss / miss.new_tensor(MOTION_ERROR)).abs().mean()
 
     def _picture_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
         """What keyframes show of a picture against the picture and its latent, where they show it."""
@@ -141,30 +197,31 @@ class RecallStage:
             own = (place.motion - truth) / unit
             away = place.pose - tracks[:, t + 2]
             away = torch.cat((away[:, :2], wrap(away[:, 2:])), 1) / unit
-            moved = moved + F.smooth_l1_loss(own, torch.zeros_like(own))
-            moved = moved + 0.3 * F.smooth_l1_loss(away, torch.zeros_like(away))
+            moved = moved + F.smooth_l1_loss(own, torch.zeros_like(own), beta=MOTION_BETA)
+            moved = moved + 0.3 * F.smooth_l1_loss(away, torch.zeros_like(away), beta=MOTION_BETA)
             if t % 4 == 0:  # what was expected may be wrong: a wall that nobody remembers
                 doubt = place.motion.detach() * (1 + 0.3 * torch.randn(len(truth), 1, device=self.device))
                 seen = (self.recollection.odometer(z[:, t], z[:, t + 1], doubt) - truth) / unit
-                steered = steered + F.smooth_l1_loss(seen, torch.zeros_like(seen))
+                steered = steered + F.smooth_l1_loss(seen, torch.zeros_like(seen), beta=MOTION_BETA)
         return moved / act.shape[1], 4 * steered / act.shape[1]
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """Real frames above what memory alone shows from their poses, gray where it knows nothing."""
-        batch = _draw(self._held_out, np.random.default_rng(0), 64, 32, 32, ticks=32)
+        batch = _draw(self._held_out, np.random.default_rng(0), 64, 32, 32, self._held_steps, ticks=32)
         views = self.recollection.own(batch.remembered.views, batch.remembered.z)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             detail = self.recollection.detail(views, batch.stand)
             shown = to_uint8(self._painter.paint(detail.fine).clamp(-1, 1))
             told = self.recollection.rangefinder(batch.z)
+            measured = self.recollection.surveyor.measure(to_float(batch.surveyed, self.device))
             seen = self.recollection.seen(views, batch.stand)
         known = self._known(views, batch.stand)[:, 0].numpy()
         real = batch.pictures
         save_rows(path, [list(part[i : i + 8]) for i in (0, 8, 16) for part in (real, shown)], shrink=2)
         share = known.reshape(len(known), -1).mean(1)
         full = share >= min(0.9, float(np.median(share)))
-        glance = DreamEngine(self._world, torch.bfloat16).decode(seen[:, : batch.z.shape[1]])
+        glance = DreamEngine(self._world, native_dtype(self.device.type)).decode(seen[:, : batch.z.shape[1]])
         pairs = [(a, b) for a, b, ok in zip(shown, real, full, strict=True) if ok]
         glanced = [psnr(a, b) for a, b, ok in zip(glance, real, full, strict=True) if ok]
         scores = {
@@ -174,6 +231,8 @@ class RecallStage:
             / sum(laplacian_energy(b) for _, b in pairs),
             "glance_psnr": float(np.mean(glanced)),
             "range_percent": 100 * float((told - batch.walls.clamp(*DEPTHS).log()).abs().median()),
+            "survey_percent": 100 * float((measured - batch.survey.clamp(*DEPTHS).log()).abs().median()),
+            "coast": float(self._coast_loss(batch.steps, 0.0)),
         }
         return scores | self._walked(batch)
 
@@ -202,7 +261,14 @@ def _shaky(views: Views) -> Views:
     return views._replace(wall=views.wall * torch.exp(WALL_ERROR * torch.randn_like(views.wall)))
 
 
-def _noised(z: Tensor) -> Tensor:
+def softened(x: Tensor) -> Tensor:
+    """Pictures as sharp as they are, as soft as dreams become, or between."""
+    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    much = torch.rand(len(x), 1, 1, 1, device=x.device)
+    return x + much * (soft - x + SOFT_NOISE * torch.randn_like(x))
+
+
+def noised(z: Tensor) -> Tensor:
     return z + LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
 
 
@@ -212,6 +278,7 @@ def _draw(
     frames: int,
     pictures: int,
     walks: int,
+    steps: Steps,
     ticks: int = TICKS,
 ) -> RecallBatch:
     lengths = np.array([len(e) for e in data.episodes])
@@ -221,6 +288,8 @@ def _draw(
         return [(int(i), int(rng.integers(first, lengths[i] - last + 1))) for i in which]
 
     single, shown, begun = draw(frames, 0, 0), draw(pictures, 0, 1), draw(walks, 1, ticks)
+    surveyed = draw(SURVEYED, 0, 0)
+    some = torch.from_numpy(rng.integers(0, len(steps.act), STEPS))
     poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
     remembered, held = data.held(shown, 1), data.held(begun, ticks, pictures=False)
     assert remembered is not None and held is not None
@@ -237,4 +306,23 @@ def _draw(
         torch.from_numpy(np.stack([data.episodes[i].phases[s : s + ticks] for i, s in begun]).astype(int)),
         torch.from_numpy(np.stack([action_history(data.episodes[i].actions, s) for i, s in begun])),
         held,
+        np.stack([data.episodes[i].frames[t] for i, t in surveyed]),
+        torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in surveyed])),
+        Steps(*(part[some] for part in steps)),
     )
+
+
+def all_steps(data: LatentDataset) -> Steps:
+    """Every tick of the episodes but their first."""
+    parts: list[Steps] = []
+    for i, episode in enumerate(data.episodes):
+        pose = data.pose(i)
+        assert pose is not None
+        motion = motion_between(torch.from_numpy(pose[:-1]), torch.from_numpy(pose[1:]))
+        actions = torch.from_numpy(np.asarray(episode.actions).astype(np.int64))
+        phase = torch.from_numpy(np.asarray(episode.phases).astype(np.int64))
+        before = F.pad(actions, (HISTORY, 0), value=-1).unfold(0, HISTORY, 1)
+        ticks = torch.arange(1, len(actions))
+        at = torch.stack((torch.full_like(ticks, i), ticks), 1)
+        parts.append(Steps(motion[:-1], motion[1:], before[1 : len(actions)], actions[1:], phase[1:], at))
+    return Steps(*(torch.cat(part) for part in zip(*parts, strict=True)))

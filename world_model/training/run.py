@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from world_model.checkpoint import load_training, read_json, write_json
+from world_model.checkpoint import WEIGHTS_NAME, load_training, read_json, write_json
 from world_model.config import AudioConfig, WorldConfig, view_rows, world_config_from_json
 from world_model.data.dataset import LatentDataset, Recall, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
@@ -34,13 +34,15 @@ from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
 from world_model.training.recall_stage import RecallStage, recollecting
+from world_model.training.survey_stage import SurveyStage, surveying
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
 from world_model.types import FPS, DataError
+from world_model.weights import load_model
 
-ORDER = ("tokenizer", "place", "recall", "align", "trunk", "head", "rollout", "decoder")
+ORDER = ("tokenizer", "place", "recall", "survey", "align", "trunk", "head", "rollout", "decoder")
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
-RECALL = ("recall",)
+RECALL = ("recall", "survey")
 """What only a world has that is new every time."""
 ALIGN = ("align",)
 """And what needs one of the two."""
@@ -50,7 +52,8 @@ SHARES = {
     "tokenizer": 0.1,
     "place": 0.12,
     "align": 0.03,
-    "recall": 0.15,
+    "recall": 0.12,
+    "survey": 0.06,
     "trunk": 0.3,
     "head": 0.13,
     "rollout": 0.25,
@@ -63,6 +66,7 @@ RATES = {
     "place": (1e-3, 0.015),
     "align": (1.5e-3, 0.015),
     "recall": (1e-3, 0.01),
+    "survey": (1e-3, 0.01),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
@@ -101,8 +105,14 @@ class TrainConfig:
     """Use at most so many training episodes."""
     compile: bool = False
     start: Path | None = None
-    """Another run: a stage that begins takes from it the weights that have the same name and shape."""
+    """Another run, or a world's folder: a stage that begins takes from it the weights that have the same name
+    and shape."""
     preview_seconds: float = 900.0
+    previews: bool = True
+    clips: int | None = None
+    """Clips to a batch of the dynamics, in place of a stage's own number."""
+    plain: bool = False
+    """A world with no memory but Mamba's state: what the others are measured against."""
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
@@ -114,6 +124,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     if unknown:
         known = ", ".join((*ORDER, *SOUND))
         raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; there are {known} and all")
+    if config.start is not None and not config.start.is_dir():
+        raise DataError(f"--from {config.start}: there is no such folder; name a run or a world's folder")
     _init_distributed()
     torch.manual_seed(config.seed)  # the initial weights; every stage seeds its own noise again
     material = _Material(config, say)
@@ -136,6 +148,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
             muon_lr=muon,
             seed=config.seed + _rank(),
             preview_seconds=config.preview_seconds,
+            previews=config.previews,
         )
         if not Trainer(stage, budget, config.run).run(say):
             say("stopped; the same command goes on from here")
@@ -194,7 +207,7 @@ class _Material:
         if name in STAGES:  # previews paint with the best decoder that there is
             _load_stage(self.world, self.config.run, "decoder")
         if self.config.start is not None:
-            _load_stage(self.world, self.config.start, name, partly=True)
+            _begin_with(self.world, self.config.start, name)
         if name == "tokenizer":
             view = view_rows(self.world.config)
             return TokenizerStage(self.world.tokenizer, self.train, self.val, device, view=view)
@@ -214,13 +227,16 @@ class _Material:
             return AudioStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "recall":
             return RecallStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "survey":
+            return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
         if name == "decoder":
             still = TokenizerPreview(self.val, torch.device(device), view_rows(self.world.config))
             return DecoderStage(self.world, self._latents(), preview, still, device)
-        settings = dataclasses.replace(STAGES[name], compile=self.config.compile)
+        clips = self.config.clips or STAGES[name].batch_size
+        settings = dataclasses.replace(STAGES[name], compile=self.config.compile, batch_size=clips)
         self.world.requires_grad_(False)
         return DynamicsStage(settings, self.world, self._latents(), preview, device)
 
@@ -251,6 +267,8 @@ class _Material:
         if path.exists():
             return world_config_from_json(read_json(path))
         config = describe_world(self.config.world, self.train)
+        if self.config.plain:
+            config = without_memory(config)
         self.config.run.mkdir(parents=True, exist_ok=True)
         write_json(path, config.to_json())
         return config
@@ -292,6 +310,14 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     )
 
 
+def without_memory(config: WorldConfig) -> WorldConfig:
+    """The same world with nothing to remember by but Mamba's state. Its tokenizer stays what it is."""
+    dynamics = dataclasses.replace(
+        config.dynamics, pose=False, recall=False, window=1, keyframes=1, retrieved=0
+    )
+    return dataclasses.replace(config, dynamics=dynamics)
+
+
 def _recalling(config: WorldConfig, room: float) -> WorldConfig:
     """The config of a world whose map is what its keyframes hold."""
     up = PIXEL_ASPECT / RECALL_UNITS
@@ -310,24 +336,40 @@ def _recalling(config: WorldConfig, room: float) -> WorldConfig:
     )
 
 
-def _load_stage(world: WorldModel, run: Path, name: str, partly: bool = False) -> None:
-    """Lays the averaged weights of a stage, if it was trained, over the world's.
+def _load_stage(world: WorldModel, run: Path, name: str) -> None:
+    """Lays the averaged weights of a stage, if it was trained, over the world's."""
+    average = _averaged(run, name)
+    if average is None:
+        return
+    part = _part(world, name)
+    assert part is not None, f"{run} is of a world with poses or sound that this one lacks"
+    part.load_state_dict(average)
 
-    `partly`: take what has the same name and shape, and leave the rest as it is.
-    """
+
+def _begin_with(world: WorldModel, start: Path, name: str) -> None:
+    """Takes from another run or world what a stage can use: what has the same name and shape."""
+    part = _part(world, name)
+    assert part is not None
+    if (start / WEIGHTS_NAME).exists():
+        other = _part(load_model(start), name)
+        found = {} if other is None else other.state_dict()
+    else:
+        found = _averaged(start, name) or {}
+    own = part.state_dict()
+    fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
+    if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
+        fitting = {k: v for k, v in fitting.items() if not k.startswith(("place.", "recollection."))}
+    part.load_state_dict(fitting, strict=False)
+    if part is world.dynamics and fitting:
+        world.dynamics.unlearn_seen()
+
+
+def _averaged(run: Path, name: str) -> dict[str, Tensor] | None:
     path = run / f"{name}.safetensors"
     if not path.exists():
-        return
+        return None
     tensors, _ = load_training(path)
-    average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
-    part = _part(world, name)
-    assert part is not None, f"{path} is of a world with poses or sound that this one lacks"
-    if partly:
-        own = part.state_dict()
-        average = {k: v for k, v in average.items() if k in own and own[k].shape == v.shape}
-        if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
-            average = {k: v for k, v in average.items() if not k.startswith(("place.", "recollection."))}
-    part.load_state_dict(average, strict=not partly)
+    return {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
 
 
 def _part(world: WorldModel, stage: str) -> nn.Module | None:
@@ -343,6 +385,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return world.aligner
         case "recall":
             return recollecting(world) if world.dynamics.recollection is not None else None
+        case "survey":
+            return surveying(world) if world.dynamics.recollection is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:

@@ -12,6 +12,7 @@ from torch import Tensor
 from world_model.data.dataset import FrameSampler
 from world_model.data.episodes import Episode
 from world_model.evaluation.metrics import laplacian_energy, psnr, ssim
+from world_model.precision import mixed_precision
 from world_model.tokenizer import Tokenizer, laplacian, reconstruction_loss, to_float, to_uint8
 from world_model.training.pictures import save_rows
 
@@ -52,7 +53,7 @@ class TokenizerStage:
         self, batch: tuple[NDArray[np.uint8], NDArray[np.bool_]], done: float
     ) -> tuple[Tensor, dict[str, float]]:
         x = to_float(batch[0], self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device.type):
             z = self.model.encode(x)
             # A level per picture, from none to the full amount: clean latents must stay sharp too.
             level = torch.rand(len(z), 1, 1, 1, device=self.device) * LATENT_NOISE
@@ -113,7 +114,7 @@ class TokenizerPreview:
 @torch.no_grad()
 def reconstruct(model: Tokenizer, frames: NDArray[np.uint8], device: torch.device) -> NDArray[np.uint8]:
     """Encodes and decodes uint8 (B, H, W, 3) frames."""
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device.type):
         return to_uint8(model.decode(model.encode(to_float(frames, device))))
 
 
@@ -122,6 +123,6 @@ def encode_frames(model: Tokenizer, frames: NDArray[np.uint8], device: torch.dev
     """uint8 (T, H, W, 3) -> latents float16 (T, C, h, w), in batches of 64."""
     parts = []
     for i in range(0, len(frames), 64):
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device.type):
             parts.append(model.encode(to_float(np.array(frames[i : i + 64]), device)).half().cpu().numpy())
     return np.concatenate(parts)

@@ -1,0 +1,144 @@
+"""Stage `survey`: goes on with what single frames teach of a world that recalls, in many small steps.
+
+What memory shows is as true as the walls of its keyframes stand where they are. `recall` trains everything
+side by side, and most of a step of it goes into looking; here are the parts that need no look: the walls in
+pictures and in latents, and the odometer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.data.dataset import LatentDataset
+from world_model.dream import WorldModel
+from world_model.precision import mixed_precision
+from world_model.recollection import DEPTHS
+from world_model.tokenizer import to_float
+from world_model.training.recall_stage import MOTION_BETA, MOTION_ERROR, Steps, all_steps, noised, softened
+
+PICTURES, FRAMES, PAIRS = 16, 64, 64
+MISLED = 0.3
+"""Part of the pairs in which the expected motion is wrong: a wall that nobody remembers, or one that is
+remembered where there is none."""
+
+
+@dataclass(frozen=True)
+class SurveyBatch:
+    """Pictures uint8 (P, H, W, 3) and latents z (F, C, h, w), each with the depths (..., columns) in them;
+    pairs of latents in a row, before and after (N, C, h, w), and the steps between."""
+
+    pictures: NDArray[np.uint8]
+    pictured: Tensor
+    z: Tensor
+    walls: Tensor
+    before: Tensor
+    after: Tensor
+    steps: Steps
+
+
+def surveying(world: WorldModel) -> nn.ModuleDict:
+    """What this stage trains."""
+    found = world.dynamics.recollection
+    assert found is not None, "this world has a map, or no sense of place at all"
+    parts = {"surveyor": found.surveyor, "rangefinder": found.rangefinder, "odometer": found.odometer}
+    return nn.ModuleDict(parts)
+
+
+class SurveyStage:
+    """Trains surveyor, rangefinder and odometer side by side."""
+
+    name = "survey"
+
+    def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
+        self.device = torch.device(device)
+        self._data, self._held_out = data, held_out
+        world.requires_grad_(False)
+        self.model: nn.Module = surveying(world).requires_grad_(True)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert world.dynamics.recollection is not None
+        self._recollection = world.dynamics.recollection
+        self._steps, self._held_steps = all_steps(data), all_steps(held_out)
+
+    def batch(self, rng: np.random.Generator, done: float) -> SurveyBatch:
+        return _draw(self._data, self._steps, rng, PICTURES, FRAMES, PAIRS)
+
+    def loss(self, batch: SurveyBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        x, z = to_float(batch.pictures, self.device), batch.z.to(self.device)
+        with mixed_precision(self.device.type):
+            survey = self._miss(self._recollection.surveyor.measure(softened(x)), batch.pictured).mean()
+            ranged = self._miss(self._recollection.rangefinder(noised(z)), batch.walls).mean()
+            steered = F.smooth_l1_loss(*self._pairs(batch, MISLED), beta=MOTION_BETA)
+        metrics = {"survey": survey, "range": ranged, "odometer": steered}
+        return survey + ranged + steered, {k: v.item() for k, v in metrics.items()}
+
+    def _miss(self, told: Tensor, depth: Tensor) -> Tensor:
+        return (told - depth.to(self.device).clamp(*DEPTHS).log()).abs()
+
+    def _pairs(self, batch: SurveyBatch, misled: float) -> tuple[Tensor, Tensor]:
+        """What the odometer tells of each tick, and the truth, in units of `MOTION_ERROR`."""
+        steps = batch.steps.to(self.device)
+        with torch.no_grad():
+            expected = self._recollection.stride.coast(steps.place, steps.act, steps.phase)
+        less = torch.rand(len(expected), 1, device=self.device)
+        wrong = torch.rand(len(expected), 1, device=self.device) < misled
+        turn = expected.new_tensor([0.0, 0.0, 1.0])
+        expected = torch.where(wrong, expected * (turn + (1 - turn) * less.round()), expected)
+        told = self._recollection.odometer(
+            batch.before.to(self.device), batch.after.to(self.device), expected
+        )
+        unit = told.new_tensor(MOTION_ERROR)
+        return told / unit, steps.motion / unit
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> dict[str, float]:
+        """Median errors: of walls in per cent, of a tick's way in thousandths of the map."""
+        batch = _draw(self._held_out, self._held_steps, np.random.default_rng(0), 64, 64, 256)
+        with mixed_precision(self.device.type):
+            pictures = to_float(batch.pictures, self.device)
+            survey = self._miss(self._recollection.surveyor.measure(pictures), batch.pictured)
+            ranged = self._miss(self._recollection.rangefinder(batch.z.to(self.device)), batch.walls)
+            told, truth = self._pairs(batch, 0.0)
+        way = (told - truth)[:, :2].norm(dim=1) * MOTION_ERROR[0] * 1000
+        return {
+            "survey_percent": 100 * float(survey.median()),
+            "range_percent": 100 * float(ranged.median()),
+            "way_median": float(way.median()),
+            "way_mean": float(way.mean()),
+        }
+
+
+def _draw(
+    data: LatentDataset, steps: Steps, rng: np.random.Generator, pictures: int, frames: int, pairs: int
+) -> SurveyBatch:
+    some = torch.from_numpy(rng.integers(0, len(steps.act), pairs))
+    chosen = Steps(*(part[some] for part in steps))
+    at = [(int(i), int(t)) for i, t in chosen.at]
+    lengths = np.array([len(e) for e in data.episodes])
+
+    def draw(count: int) -> list[tuple[int, int]]:
+        which = rng.choice(len(lengths), count, p=lengths / lengths.sum())
+        return [(int(i), int(rng.integers(0, lengths[i] + 1))) for i in which]
+
+    def walls(places: list[tuple[int, int]]) -> Tensor:
+        return torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in places]))
+
+    def latents(places: list[tuple[int, int]]) -> Tensor:
+        return torch.from_numpy(np.stack([data.latents[i][t] for i, t in places])).float()
+
+    shown, single = draw(pictures), draw(frames)
+    return SurveyBatch(
+        np.stack([data.episodes[i].frames[t] for i, t in shown]),
+        walls(shown),
+        latents(single),
+        walls(single),
+        latents(at),
+        latents([(i, t + 1) for i, t in at]),
+        chosen,
+    )

@@ -1,0 +1,37 @@
+"""The model of a world's folder: which tensors it has, and the model that holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from world_model.checkpoint import load_world_weights, read_world_json
+from world_model.config import WorldConfig, world_config_from_json
+from world_model.dream import WorldModel
+
+
+def load_model(folder: Path) -> WorldModel:
+    """The model of a world folder, in float32. Raises WorldError that names the file and the reason."""
+    config = world_config_from_json(read_world_json(folder)["config"])
+    return build_model(config, load_world_weights(folder, expected_tensors(config)))
+
+
+def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
+    """A model of `config` that holds `tensors`, without initialising weights first."""
+    with torch.device("meta"):
+        model = WorldModel(config)
+    fresh = {k: v.float() for k, v in tensors.items()}
+    model.load_state_dict(fresh, assign=True)
+    return model
+
+
+def expected_tensors(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Every tensor that a weights file of this config must hold: name -> (shape, dtype)."""
+    with torch.device("meta"):
+        model = WorldModel(config)
+    return {
+        name: (tuple(t.shape), torch.bfloat16 if t.ndim >= 2 else torch.float32)
+        for name, t in model.state_dict().items()
+    }
