@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, tiny_model, tiny_world
+from world_model import keeper as keeping
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Remembered
 from world_model.dream import DreamEngine
 from world_model.evaluation.worlds import AblatedDream
-from world_model.map import Gaze
+from world_model.field import FREE
+from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
 from world_model.memory import KeyframeBank, apart
 from world_model.place import PlaceModel
 from world_model.recall import (
@@ -29,6 +31,7 @@ from world_model.recall import (
     look,
     onto_plan,
     retrieve,
+    shrunk,
     take,
     wall_depths,
 )
@@ -159,6 +162,25 @@ def test_a_gaze_hands_the_colours_on_from_the_start() -> None:
     assert torch.allclose(shown, fine[:, :12], atol=1e-4)
 
 
+def test_where_nothing_is_known_the_latent_paints() -> None:
+    decoder = tiny_model(config=RECALLING).tokenizer.decoder
+    assert decoder.detail is not None
+    nn.init.zeros_(decoder.detail.enter.weight)
+    nn.init.zeros_(decoder.detail.enter.bias)  # type: ignore[arg-type]
+    rows, columns = LATENT_GRID
+    z = torch.randn(1, 4, rows, columns)
+    coarse = torch.randn(1, DETAIL_CHANNELS, 4 * rows, 4 * columns)
+    fine = torch.randn(1, FINE_DETAIL, 8 * rows, 8 * columns)
+    known = torch.zeros(1, 1, 4 * rows, 4 * columns)
+    known[..., : 2 * columns] = 1
+    with torch.no_grad():
+        alone, painted = decoder(z), decoder(z, Detail(coarse, fine))
+        mixed = decoder(z, Detail(coarse, fine, known))
+    torch.testing.assert_close(mixed[..., WIDTH // 2 :], alone[..., WIDTH // 2 :])
+    torch.testing.assert_close(mixed[..., : WIDTH // 2 - 4], painted[..., : WIDTH // 2 - 4])
+    assert not torch.allclose(alone, painted)
+
+
 @pytest.fixture
 def recollection() -> Recollection:
     found = tiny_model(config=RECALLING).dynamics.recollection
@@ -166,11 +188,19 @@ def recollection() -> Recollection:
     return found.requires_grad_(False)
 
 
+@torch.no_grad()
+def walks_ahead(recollection: Recollection) -> None:
+    """Two fiftieths ahead a tick, whatever the action."""
+    stride = recollection.stride
+    for layer in (stride.free.out, stride.hindered.out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    stride.free.out.bias[9] = 2.0
+
+
 def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -> None:
     views = keyframes([[0.8, 0.0, 0.0]], recollection.columns)
-    nn.init.zeros_(recollection.stride.out.weight)
-    with torch.no_grad():
-        recollection.stride.out.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # two fiftieths ahead
+    walks_ahead(recollection)
     place = PlaceModel.nowhere(1, "cpu")
     for _ in range(40):
         place = recollection.move(place, torch.tensor([1]), torch.tensor([0]), views)
@@ -182,12 +212,10 @@ def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -
 
 
 def test_a_wall_that_is_seen_now_stops_the_player_who_remembers_nothing(recollection: Recollection) -> None:
-    nn.init.zeros_(recollection.stride.out.weight)
+    walks_ahead(recollection)
     told = recollection.rangefinder.columns[-1]
     assert isinstance(told, nn.Conv2d) and told.bias is not None
     nn.init.zeros_(told.weight)
-    with torch.no_grad():
-        recollection.stride.out.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))
     nothing = nothing_held(1, 1, recollection.columns, (160, 256), torch.device("cpu"))
     moved = []
     for depth in (0.04, 1.0):
@@ -196,6 +224,38 @@ def test_a_wall_that_is_seen_now_stops_the_player_who_remembers_nothing(recollec
         felt = recollection.felt(nothing, place, torch.zeros(1, 4, *LATENT_GRID))
         moved.append(float(recollection.move(place, torch.tensor([1]), torch.tensor([0]), felt).pose[0, 0]))
     assert moved[0] == 0.0 and moved[1] > 0.03
+
+
+def test_motion_is_linear_in_the_last_one_where_no_wall_is_near(recollection: Recollection) -> None:
+    def moved(times: float, around: torch.Tensor) -> torch.Tensor:
+        place = PlaceModel.nowhere(1, "cpu")._replace(motion=torch.tensor([[0.01, 0.004, 0.05]]) * times)
+        told: torch.Tensor = recollection.stride(place, torch.tensor([1]), torch.tensor([2]), around)
+        return told
+
+    free, wall = torch.full((1, 24), FREE), torch.full((1, 24), FREE / 3)
+    doubled, single, none = (moved(times, free) for times in (2.0, 1.0, 0.0))
+    torch.testing.assert_close(doubled - single, single - none, rtol=1e-4, atol=1e-7)
+    assert not torch.equal(single, none)
+    assert not torch.allclose(moved(1.0, wall), single)
+
+
+def test_walls_of_keyframes_are_measured_in_their_pictures(recollection: Recollection) -> None:
+    columns = recollection.columns
+    views = nothing_held(1, 2, columns, (HEIGHT, WIDTH), torch.device("cpu"))
+    z = torch.randn(1, 2, 4, *LATENT_GRID)
+    dark = recollection.own(views, z).wall
+    bright = recollection.own(views._replace(image=views.image + 200), z).wall
+    assert dark.shape == (1, 2, columns) and not torch.allclose(dark, bright)
+    assert torch.equal(dark, recollection.own(views, -z).wall)
+    blank = views._replace(image=views.image[:, :, :, :0])
+    assert not torch.allclose(recollection.own(blank, z).wall, recollection.own(blank, -z).wall)
+
+
+def test_places_are_reckoned_in_full_precision(recollection: Recollection) -> None:
+    world = tiny_model(config=RECALLING).for_inference(torch.bfloat16)
+    assert world.dynamics.recollection is not None
+    assert {p.dtype for p in world.dynamics.recollection.stride.parameters()} == {torch.float32}
+    assert next(world.dynamics.recollection.rangefinder.parameters()).dtype == torch.bfloat16
 
 
 def test_the_bank_holds_places_and_never_gives_up_the_first() -> None:
@@ -248,6 +308,28 @@ def test_real_frames_of_the_context_are_held_as_they_are() -> None:
             assert np.array_equal(bank.images[slot][b].permute(1, 2, 0).numpy(), real)
     assert dream.step(np.array([1, 2])).shape == (2, HEIGHT, WIDTH, 3)
     assert dream.context_predictions(obs, np.ones((2, 3), np.int64), np.zeros(2, np.int64)).shape[1] == 3
+
+
+def test_a_held_picture_is_made_small_once_and_painted_no_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = load_world(tiny_world(tmp_path / "world", config=RECALLING))
+    world.reset(seed=0)
+    made, painted = [], []
+    small, decode = keeping.shrunk, DreamEngine.decode
+    monkeypatch.setattr(keeping, "shrunk", lambda *args: made.append(1) or small(*args))
+    monkeypatch.setattr(DreamEngine, "decode", lambda *args: painted.append(1) or decode(*args))
+    held = len(world.memory.keyframes)
+    ticks = 12
+    for tick in range(ticks):
+        world.step(1 + tick % 3)
+    assert len(world.memory.keyframes) > held  # some of these ticks were taken in
+    assert len(painted) == ticks and len(made) <= held + ticks
+    state = world.snapshot().dream
+    keeper = world._engine._keeper
+    assert keeper is not None
+    for image in state.bank.images or ():
+        assert torch.equal(keeper.small(image), shrunk(image[:, None], 4)[:, 0])
 
 
 def test_ablations_change_what_is_dreamed() -> None:

@@ -20,10 +20,10 @@ from world_model.atlas import Atlas
 from world_model.audio import AudioModel, SoundState
 from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, TrunkOutput, TrunkState
+from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.place import Place, PlaceModel, compose, motion_between
-from world_model.recall import Views, retrieve
-from world_model.recollection import nothing_held
+from world_model.recall import Views
 from world_model.settle import Aligner, fuse, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
@@ -47,12 +47,15 @@ class WorldModel(nn.Module):
             self.audio = AudioModel(config.audio, features, tok.latent_dim, len(config.actions))
 
     def for_inference(self, dtype: torch.dtype) -> WorldModel:
-        """Kernels and matrices in `dtype`; what decides about the recurrent state, and sound, in fp32."""
+        """Kernels and matrices in `dtype`; what decides about the recurrent state, the stride by which places
+        are reckoned, and sound, in fp32."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
         if self.audio is not None:
             self.audio.float()
+        if self.dynamics.recollection is not None:
+            self.dynamics.recollection.stride.float()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.eval().requires_grad_(False)
 
@@ -94,6 +97,9 @@ class DreamState:
 
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""
+THOUGHT = 32
+"""Last ticks of a context that the trunk of a world that recalls reads: as many as it learned from. What lies
+before them is held in keyframes."""
 FOLLOW_ROUNDS = 2
 """A settled dream that goes on watching is led by its last real frames."""
 
@@ -116,6 +122,9 @@ class DreamEngine:
         self.head_steps = head_steps or self.config.head_steps
         self.device = next(model.parameters()).device
         self.use_memory = True
+        recollection = model.dynamics.recollection
+        recalled = self.config.dynamics.recalled
+        self._keeper = None if recollection is None else Keeper(recollection, recalled)
 
     def _precision(self) -> AbstractContextManager[None]:
         enabled = self.dtype != torch.float32
@@ -146,13 +155,13 @@ class DreamEngine:
         """The pictures uint8 (B, H, W, 3) of a moment."""
         return self.painter(state)()
 
-    def painter(self, state: DreamState) -> Callable[[], NDArray[np.uint8]]:
+    def painter(self, state: DreamState) -> Pictures:
         """Paints a moment when it is called. It holds on to what it needs of the state, not to all of it."""
-        z, pose = state.z, state.place.pose
-        if self.model.dynamics.recollection is None:
+        z, pose, keeper = state.z, state.place.pose, self._keeper
+        if keeper is None:
             return lambda: self.decode(z, pose)
         bank, attended = state.bank, state.attended
-        return lambda: self.decode(z, pose, self._views(bank, attended))
+        return lambda: self.decode(z, pose, keeper.views(bank, attended))
 
     def begin(self, z_BChw: Tensor, phase: NDArray[np.int64], seed: int = 0) -> DreamState:
         """The state before anything was made of a first latent; phase (B,) as for `start`."""
@@ -192,7 +201,8 @@ class DreamEngine:
         path = [state.place]
         for t in range(actions.shape[1]):
             real = None if obs is None else np.stack([o[t] for o in obs])
-            state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real)
+            lately = actions.shape[1] - t <= THOUGHT or not self.config.dynamics.recall
+            state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real, lately)
             path.append(state.place)
         return self.settle(state, path, z_BTChw, actions)
 
@@ -232,10 +242,17 @@ class DreamEngine:
         return replace(state, place=state.place._replace(pose=pose))
 
     def observe(
-        self, state: DreamState, act_B: Tensor, z_BChw: Tensor, real: NDArray[np.uint8] | None = None
+        self,
+        state: DreamState,
+        act_B: Tensor,
+        z_BChw: Tensor,
+        real: NDArray[np.uint8] | None = None,
+        think: bool = True,
     ) -> DreamState:
-        """A tick whose outcome is a real frame's latent; `real` is the picture of the moment before it."""
-        after, _ = self._trunk(state, act_B, real)
+        """A tick whose outcome is a real frame's latent; `real` is the picture of the moment before it.
+        Without `think` it is held in memory, and the trunk hears nothing of it."""
+        before = None if real is None else lambda: real
+        after = self._trunk(state, act_B, before)[0] if think else self._move(state, act_B, before)[0]
         return self.look(replace(after, z=z_BChw), state)
 
     def look(self, state: DreamState, before: DreamState | None = None) -> DreamState:
@@ -247,8 +264,8 @@ class DreamEngine:
             if before is None:
                 return state
             place = recollection.correct(before.z, state.z, before.place, state.place)
-            if state.attended.shape[1] and self.model.aligner is not None:
-                seen = recollection.seen(self._views(state.bank, state.attended), place.pose)
+            if state.attended.shape[1] and self.model.aligner is not None and self._keeper is not None:
+                seen = recollection.seen(self._keeper.views(state.bank, state.attended), place.pose)
                 told = self.model.aligner(state.z, seen[:, : state.z.shape[1]])
                 place = fuse(place, told)
         return replace(state, place=place)
@@ -264,11 +281,12 @@ class DreamEngine:
         state: DreamState,
         act_B: Tensor,
         timer: Timer = _untimed,
-        real: NDArray[np.uint8] | None = None,
+        before: Pictures | None = None,
     ) -> DreamState:
-        """Imagines the next latent of each dream; `real` are the pictures (B, H, W, 3) before it, if so."""
+        """Imagines the next latent of each dream. `before` gives the pictures (B, H, W, 3) of `state`: real
+        ones, or such as were painted already."""
         began = perf_counter()
-        after, out = self._trunk(state, act_B, real)
+        after, out = self._trunk(state, act_B, before)
         thought = perf_counter()
         with self._precision():
             head = self.model.dynamics.head
@@ -285,86 +303,59 @@ class DreamEngine:
         return replace(after, z=z, sound=sound)
 
     def _trunk(
-        self, state: DreamState, act_B: Tensor, real: NDArray[np.uint8] | None = None
+        self, state: DreamState, act_B: Tensor, before: Pictures | None = None
     ) -> tuple[DreamState, TrunkOutput]:
-        """Everything of a tick but the new latent; `real` is the picture before it, if that is a real one."""
-        bank = self._offer(state, real)
+        """Everything of a tick but the new latent; `before` as for `tick`."""
+        after, views, retrieved = self._move(state, act_B, before)
+        with self._precision():
+            dynamics = self.model.dynamics
+            step = dynamics.step_to(after.place, views)
+            out, trunk = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
+        return replace(after, trunk=trunk), out
+
+    def _move(
+        self, state: DreamState, act_B: Tensor, before: Pictures | None
+    ) -> tuple[DreamState, Views | None, Retrieved | None]:
+        """What of a tick needs no trunk: the moment is offered to the bank, and the place moves on. And what
+        is remembered there."""
+        bank = self._offer(state, before or self.painter(state))
         attended, retrieved = self._retrieve(state, bank)
         with self._precision():
             dynamics = self.model.dynamics
             views = felt = None
-            if dynamics.recollection is not None:
-                views = self._views(bank, attended)
-                held = self._blank_views(bank) if self.use_memory else views
+            if dynamics.recollection is not None and self._keeper is not None:
+                views = self._keeper.views(bank, attended)
+                held = self._keeper.blank(bank) if self.use_memory else views
                 felt = dynamics.recollection.felt(held, state.place, state.z)
             place = dynamics.move(state.place, act_B, state.phase, felt)
-            step = dynamics.step_to(place, views)
-            out, after = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
-        return (
-            replace(
-                state,
-                place=place,
-                trunk=after,
-                bank=bank.used(attended),
-                phase=(state.phase + 1) % self.config.phases,
-                attended=attended,
-                tick=state.tick + 1,
-            ),
-            out,
+        after = replace(
+            state,
+            place=place,
+            bank=bank.used(attended),
+            phase=(state.phase + 1) % self.config.phases,
+            attended=attended,
+            tick=state.tick + 1,
         )
+        return after, views, retrieved
 
     @property
     def _held_picture(self) -> tuple[int, int] | None:
         size = self.config.tokenizer
         return (size.height, size.width) if self.config.dynamics.recall else None
 
-    def _offer(self, state: DreamState, real: NDArray[np.uint8] | None) -> KeyframeBank:
+    def _offer(self, state: DreamState, picture: Pictures) -> KeyframeBank:
         """The bank after it was offered the present moment."""
-        bank, pose, recollection = state.bank, state.place.pose, self.model.dynamics.recollection
-        if recollection is None:
-            return bank.offer(state.z, pose, state.tick)
-        wanted = bank.wants(pose)
-        if not bool(wanted.any()):
-            return bank
-        picture = torch.from_numpy(self.show(state) if real is None else real).to(self.device)
+        if self._keeper is None:
+            return state.bank.offer(state.z, state.place.pose, state.tick)
         with self._precision():
-            walls = recollection.walls(state.z)
-        return bank.keep(wanted, state.z, pose, state.tick, walls, picture.permute(0, 3, 1, 2).contiguous())
-
-    def _views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
-        """The keyframes at these positions, to look at; without positions, such as hold nothing."""
-        recollection = self.model.dynamics.recollection
-        assert recollection is not None and bank.walls is not None and bank.images is not None
-        batch, count = positions_BR.shape
-        if not count:
-            size = bank.images[0].shape[2:]
-            return nothing_held(batch, 1, recollection.columns, (size[0], size[1]), self.device)
-        pose, walls, held = (
-            x[torch.arange(batch, device=self.device)[:, None], positions_BR]
-            for x in (bank.pose, bank.walls, bank.filled)
-        )
-        rows = [torch.stack([bank.images[k][b] for k in p]) for b, p in enumerate(positions_BR.tolist())]
-        return Views(torch.stack(rows), pose, walls, held[:, None])
-
-    def _recalled(self, bank: KeyframeBank, pose: Tensor) -> Tensor:
-        """Positions (B, R) of the keyframes to look at from a pose."""
-        recollection = self.model.dynamics.recollection
-        assert recollection is not None
-        count = min(self.config.dynamics.recalled, bank.size)
-        return retrieve(self._blank_views(bank), recollection.lens, pose, count, recollection.aspect)
-
-    def _blank_views(self, bank: KeyframeBank) -> Views:
-        """All keyframes without their pictures."""
-        assert bank.walls is not None
-        blank = bank.walls.new_zeros(*bank.filled.shape, 0)
-        return Views(blank, bank.pose, bank.walls, bank.filled[:, None])
+            return self._keeper.offer(state.bank, state.z, state.place.pose, state.tick, picture)
 
     def _retrieve(self, state: DreamState, bank: KeyframeBank) -> tuple[Tensor, Retrieved | None]:
         count = min(self.config.dynamics.retrieved, bank.size)
         if not self.use_memory:
             return torch.zeros(len(state.z), 0, dtype=torch.long, device=self.device), None
-        if self.model.dynamics.recollection is not None:
-            found = self._recalled(bank, state.place.pose)
+        if self._keeper is not None:
+            found = self._keeper.retrieve(bank, state.place.pose)
             return found, self._read(state, bank, found[:, :count])
         positions = bank.retrieve(state.z, count)
         # A bank with fewer frames than are asked for answers with its first frame again.

@@ -39,12 +39,14 @@ HIDDEN = -1e4
 
 class Views(NamedTuple):
     """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
-    wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from."""
+    wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from; small
+    (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them."""
 
     image: Tensor
     pose: Tensor
     wall: Tensor
     held: Tensor
+    small: Tensor | None = None
 
 
 class Lens(NamedTuple):

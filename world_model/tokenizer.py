@@ -60,7 +60,7 @@ class Decoder(nn.Module):
     """Latent (B, C, 10, 16) -> picture (B, 3, 160, 256), about [-1, 1].
 
     In a world with a map it may be given the map's detail on the grids 64 x 40 and 128 x 80 as well: then the
-    detail paints, and the latent corrects it.
+    detail paints, and the latent corrects it. Where the detail is not known, the latent paints.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -85,14 +85,26 @@ class Decoder(nn.Module):
         )
         self.detail = DetailPainter(config.detail_dim, fine) if all(config.detail_dim) else None
 
-    def forward(self, z_BCHW: Tensor, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, z_BCHW: Tensor, detail: Detail | None = None) -> Tensor:
         if detail is None or self.detail is None:
             out: Tensor = self.layers(z_BCHW)
-        else:
-            x = self.layers[:FINE](z_BCHW) + self.detail.enter(detail[0])
-            correction = F.pixel_shuffle(self.detail.correct(self.layers[FINE:-2](x)), 4)
-            out = self.detail.paint(detail[1]) + correction
-        return out.float()
+            return out.float()
+        x = self.layers[FINE:-2](self.layers[:FINE](z_BCHW) + self.detail.enter(detail[0]))
+        out = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
+        if detail[2] is None:
+            return out.float()
+        alone, known = self.layers[-2:](x).float(), inner(detail[2])
+        return alone + known * (out.float() - alone)
+
+
+Detail = tuple[Tensor, Tensor, Tensor | None]
+"""See `map.Detail`."""
+
+
+def inner(known_B1HW: Tensor) -> Tensor:
+    """A mask of cells as one of pixels, four to a side: 0 outside, growing to 1 half a cell inside."""
+    smooth = F.interpolate(known_B1HW, scale_factor=4, mode="bilinear")
+    return F.interpolate(known_B1HW, scale_factor=4) * (2 * smooth - 1).clamp(min=0)
 
 
 FINE = 10
@@ -128,7 +140,7 @@ class Tokenizer(nn.Module):
         z: Tensor = self.encoder(x_BCHW)
         return z
 
-    def decode(self, z_BCHW: Tensor, detail: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def decode(self, z_BCHW: Tensor, detail: Detail | None = None) -> Tensor:
         x: Tensor = self.decoder(z_BCHW, detail)
         return x
 

@@ -21,7 +21,8 @@ class Held(NamedTuple):
     z: Tensor
 
     def to(self, device: torch.device | str) -> Held:
-        return Held(Views(*(part.to(device) for part in self.views)), self.z.to(device))
+        parts = (None if part is None else part.to(device) for part in self.views)
+        return Held(Views(*parts), self.z.to(device))  # type: ignore[arg-type]
 
 
 class Remembered:

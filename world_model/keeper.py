@@ -1,0 +1,74 @@
+"""The keyframes of a world that recalls, between its dreams and what is remembered of them.
+
+Which moments are held, which of them are looked at, and as what. Holds no dream itself: banks go in and come
+out, and what it keeps of their pictures can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from world_model.memory import KeyframeBank
+from world_model.recall import Views, retrieve, shrunk
+from world_model.recollection import COARSE_STEP, Recollection, nothing_held
+
+Pictures = Callable[[], NDArray[np.uint8]]
+"""Gives pictures (B, H, W, 3); painted only if it is called."""
+
+
+class Keeper:
+    """`recalled` keyframes are looked at in a tick."""
+
+    def __init__(self, recollection: Recollection, recalled: int) -> None:
+        self._recollection, self._recalled = recollection, recalled
+        self._small = WeakIdKeyDictionary()
+
+    def offer(
+        self, bank: KeyframeBank, z_BChw: Tensor, pose_B3: Tensor, tick: int, picture: Pictures
+    ) -> KeyframeBank:
+        """The bank after it was offered a moment; its picture is asked for where it is wanted."""
+        wanted = bank.wants(pose_B3)
+        if not bool(wanted.any()):
+            return bank
+        image = torch.from_numpy(picture()).to(z_BChw.device).permute(0, 3, 1, 2).contiguous()
+        walls = self._recollection.survey(image)
+        return bank.keep(wanted, z_BChw, pose_B3, tick, walls, image)
+
+    def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+        """Positions (B, R) of the keyframes to look at from a pose."""
+        count = min(self._recalled, bank.size)
+        return retrieve(self.blank(bank), self._recollection.lens, pose_B3, count, self._recollection.aspect)
+
+    def blank(self, bank: KeyframeBank) -> Views:
+        """All keyframes without their pictures."""
+        assert bank.walls is not None
+        blank = bank.walls.new_zeros(*bank.filled.shape, 0)
+        return Views(blank, bank.pose, bank.walls, bank.filled[:, None])
+
+    def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
+        """The keyframes at these positions, to look at; without positions, such as hold nothing."""
+        assert bank.walls is not None and bank.images is not None
+        batch, count = positions_BR.shape
+        device = positions_BR.device
+        if not count:
+            size = bank.images[0].shape[2:]
+            return nothing_held(batch, 1, self._recollection.columns, (size[0], size[1]), device)
+        rows = torch.arange(batch, device=device)[:, None]
+        pose, walls, held = (x[rows, positions_BR] for x in (bank.pose, bank.walls, bank.filled))
+        places = [[(bank.images[k], b) for k in row] for b, row in enumerate(positions_BR.tolist())]
+        image = torch.stack([torch.stack([picture[b] for picture, b in row]) for row in places])
+        small = torch.stack([torch.stack([self.small(picture)[b] for picture, b in row]) for row in places])
+        return Views(image, pose, walls, held[:, None], small)
+
+    def small(self, image_B3HW: Tensor) -> Tensor:
+        """A picture of a bank as the coarse look reads it, made once for as long as the picture is held."""
+        if image_B3HW not in self._small:
+            self._small[image_B3HW] = shrunk(image_B3HW[:, None], COARSE_STEP)[:, 0]
+        small: Tensor = self._small[image_B3HW]
+        return small
