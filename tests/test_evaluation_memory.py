@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from world_model.config import AudioConfig
 from world_model.data import sources
 from world_model.data.sources import Observation
 from world_model.dream import DreamEngine, DreamState
-from world_model.evaluation.ablations import ablations
+from world_model.evaluation.ablations import ablations, worth
 from world_model.evaluation.baselines import CopySeed
 from world_model.evaluation.collapse import collapse, real_means, real_rollouts
 from world_model.evaluation.plan import Plan
@@ -37,7 +38,7 @@ from world_model.evaluation.walks import (
     way_out,
 )
 from world_model.evaluation.windows import CONTEXT, HeldOut, held_out, windows
-from world_model.evaluation.worlds import PARTS, AblatedDream, CheckedDream, check_finite
+from world_model.evaluation.worlds import PARTS, AblatedDream, Begun, CheckedDream, check_finite
 from world_model.types import Action, DataError, SourceError, WorldError
 
 HEARD = replace(TINY, audio=AudioConfig(latent_dim=8, dim=8, head_dim=16))
@@ -360,3 +361,60 @@ def test_ablations_are_one_command_with_a_report(
     assert len(said) == 1 + len(PARTS) and len(ACTIONS) == 4
     assert "| Tick | whole | no-keyframes |" in (tmp_path / "ablations.md").read_text()
     assert "no-memory" in (tmp_path / "ablations.html").read_text()
+
+
+def recalled(psnr: dict[int, list[float]], distance: dict[int, list[float]]) -> dict[str, Any]:
+    """A result of `revisit.recall` over two walks."""
+    marks = {str(k): {"psnr": v, "copy_seed": [12.0, 12.0], "distance": distance[k]} for k, v in psnr.items()}
+    return {"clips": [["seed 1700000000", 0], ["seed 1700000001", 0]], "context": 4, "per_clip": marks}
+
+
+def test_the_worth_of_a_memory_is_that_of_views_of_long_ago() -> None:
+    distance = {1: [12.0, 13.0], 64: [138.0, 140.0], 400: [810.0, 390.0]}
+    whole = recalled({1: [30.0, 30.0], 64: [25.0, 24.0], 400: [20.0, 23.0]}, distance)
+    without = recalled({1: [10.0, 10.0], 64: [22.0, 20.0], 400: [40.0, 22.0]}, distance)
+    found = worth(whole, without)  # 3 and 4 at 64, and 1 of the walk that came by 390 ticks before 400
+    assert found is not None and found["n"] == 3 and found["mean"] == pytest.approx(8 / 3, abs=1e-3)
+    near = {1: distance[1]}
+    assert worth(recalled({1: [30.0, 30.0]}, near), recalled({1: [10.0, 10.0]}, near)) is None
+
+
+def test_ablations_with_a_game_tell_of_views_and_turns(
+    engine: DreamEngine, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: list[Clip]
+) -> None:
+    walks = [replace(c, pose=None, context=6) for c in clips]
+    monkeypatch.setattr("world_model.evaluation.ablations._played", lambda *_: (walks, clips))
+    far = recalled({64: [25.0] * len(walks)}, {64: [138.0] * len(walks)})
+    far["clips"] = [[f"seed {1_700_000_000 + i}", 0] for i in range(len(walks))]
+    monkeypatch.setattr("world_model.evaluation.ablations.recall", lambda *_: far)
+    looked: list[int] = []
+    start = engine.start
+
+    def counted(*args: Any, **kwargs: Any) -> DreamState:
+        looked.append(1)
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "start", counted)
+    plan = Plan(ablation_windows=2, ablation_ticks=8)
+    dream = BatchDream(engine, "tiny")
+    found = ablations(dream, tiny_root, tmp_path, plan, "mazes_small", beside={"plain": dream})
+    assert set(found["turn"]) == {"whole", *PARTS, "plain"}
+    assert found["remembered"]["spans"]["128 to 255"]["plain"]["mean"] == 25.0
+    assert found["remembered"]["textures"]["combined anew"]["episodes"] == len(walks) // 2
+    said = (tmp_path / "ablations.md").read_text()
+    assert "After 360 degrees" in said and "| no-keyframes | +0.00 dB" in said and "combined anew" in said
+    # Two dreamers look at each context, and for the others it was looked at with keyframes or without.
+    assert len(looked) == 4 * 2
+
+
+def test_the_start_of_an_ablated_dream_is_not_that_of_another_context(
+    engine: DreamEngine, clips: list[Clip]
+) -> None:
+    begun: Begun = {}
+    first, second = (AblatedDream(engine, part, begun=begun) for part in ("no-window", "zeroed-state"))
+    alone = last_frame(AblatedDream(engine, "zeroed-state"), clips)
+    last_frame(first, clips)
+    np.testing.assert_array_equal(last_frame(second, clips), alone)
+    assert len(begun) == 1
+    last_frame(second, [replace(c, actions=c.actions[::-1].copy()) for c in clips])
+    assert len(begun) == 2

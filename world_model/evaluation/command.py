@@ -35,7 +35,8 @@ COMPARED = ("one-tick", "rollout", "collapse")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `against`: a data set's folder or a source's name. `machine`: shown in reports."""
+    """What is asked for. `against`: a data set's folder or a source's name. `beside`: worlds that ablations
+    are measured beside. `machine`: shown in reports."""
 
     against: str | None
     out: Path
@@ -43,6 +44,7 @@ class Request:
     quick: bool = False
     figures: bool = False
     protocols: Sequence[str] = ()
+    beside: Sequence[str] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -86,7 +88,14 @@ def ablate_one(request: Request, name: str, load: Load, say: Say) -> str:
     """`ablations.ablations` of the world `name`; returns the tables as Markdown."""
     request, root = _prepare(request, say)
     result = ablations(
-        load_for(name, load, root), root, request.out, request.plan, request.source, say, request.machine
+        load_for(name, load, root),
+        root,
+        request.out,
+        request.plan,
+        request.source,
+        say,
+        request.machine,
+        {_label(other): load_for(other, load, root) for other in request.beside},
     )
     return markdown(ablation_tables(result))
 

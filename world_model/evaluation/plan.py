@@ -33,6 +33,8 @@ class Plan:
     branches: int = 8
     ablation_windows: int = 24
     ablation_ticks: int = 256
+    ablation_walks: int = 8
+    ablation_turns: int = 8
     batch: int = 16
     seed: int = 0
 
@@ -75,6 +77,8 @@ QUICK = Plan(
     branches=0,
     ablation_windows=8,
     ablation_ticks=128,
+    ablation_walks=6,
+    ablation_turns=6,
 )
 
 NEEDED: dict[str, tuple[str, ...]] = {

@@ -26,6 +26,9 @@ CLOSURE_TICKS = 40
 BACK_THERE = ("remembered", "own", "real_own")
 """Measures that need the real game to be back where it was on the way out."""
 
+PER_CLIP = ("psnr", "copy_seed", "distance")
+"""What is kept of each walk, to compare in pairs and by distance."""
+
 Rows = list[dict[str, float]]
 
 
@@ -139,7 +142,10 @@ def _way_back(dreamer: Dreamer, clips: Sequence[Clip], turned: int, batch: int) 
         "clips": [[c.episode, c.start] for c in clips],
         "context": clips[0].context,
         "ticks": {str(k): _means(found, names) for k, found in rows.items()},
-        "per_clip": {str(k): {"psnr": [round(r["psnr"], 2) for r in found]} for k, found in rows.items()},
+        "per_clip": {
+            str(k): {name: [round(r[name], 2) for r in found] for name in PER_CLIP}
+            for k, found in rows.items()
+        },
     }
 
 
