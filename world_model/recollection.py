@@ -28,7 +28,7 @@ DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
 """Standard deviation of a tick that was put right by an odometer."""
-ODOMETER_DOUBT = (0.004, 0.002, 0.02)
+ODOMETER_DOUBT = (0.002, 0.001, 0.01)
 """How far it has to be from the stride to be believed by half: where nothing is near the stride is the better
 of the two by far, and who runs into something is far off."""
 WAY = 4
