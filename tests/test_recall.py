@@ -16,12 +16,12 @@ from world_model import keeper as keeping
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Remembered
-from world_model.dream import DreamEngine
+from world_model.dream import THOUGHT, DreamEngine
 from world_model.evaluation.worlds import AblatedDream
 from world_model.field import FREE
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
 from world_model.memory import KeyframeBank, apart
-from world_model.place import PlaceModel
+from world_model.place import HISTORY, Place, PlaceModel
 from world_model.recall import (
     Lens,
     Views,
@@ -319,6 +319,7 @@ def test_a_held_picture_is_made_small_once_and_painted_no_second_time(
     small, decode = keeping.shrunk, DreamEngine.decode
     monkeypatch.setattr(keeping, "shrunk", lambda *args: made.append(1) or small(*args))
     monkeypatch.setattr(DreamEngine, "decode", lambda *args: painted.append(1) or decode(*args))
+    monkeypatch.setattr(KeyframeBank, "wants", lambda _, pose: torch.ones(len(pose), dtype=torch.bool))
     held = len(world.memory.keyframes)
     ticks = 12
     for tick in range(ticks):
@@ -330,6 +331,39 @@ def test_a_held_picture_is_made_small_once_and_painted_no_second_time(
     assert keeper is not None
     for image in state.bank.images or ():
         assert torch.equal(keeper.small(image), shrunk(image[:, None], 4)[:, 0])
+
+
+def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> None:
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    ticks = THOUGHT + 12
+    obs = tiny_frames(ticks + 1)
+    act, phase = np.full((1, ticks), 2, np.int64), np.zeros(1, np.int64)
+    thought: list[int] = []
+    step = engine.model.dynamics.trunk.step
+    engine.model.dynamics.trunk.step = lambda *args: thought.append(1) or step(*args)  # type: ignore[method-assign]
+    state = engine.start(engine.encode(obs)[None], act, phase, obs=obs[None])
+    assert len(thought) == THOUGHT and state.tick == ticks and state.trunk.filled == 4
+    # What the player did before the first frames is not known, so neither is where they were taken.
+    assert int(state.bank.born[state.bank.filled].min()) >= HISTORY
+    short = engine.start(engine.encode(obs[:4])[None], act[:, :3], phase, obs=obs[None, :4])
+    assert int(short.bank.born[short.bank.filled].min()) == 0
+
+
+def test_an_odometer_is_believed_when_it_is_far_off_or_nothing_else_is_known(
+    recollection: Recollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = torch.zeros(1, 4, *LATENT_GRID)
+    nowhere = PlaceModel.nowhere(1, "cpu")
+    known = nowhere._replace(history=torch.zeros_like(nowhere.history))
+
+    def moved(place: Place, told: list[float]) -> list[float]:
+        monkeypatch.setattr(recollection.odometer, "forward", lambda *_: torch.tensor([told]))
+        found: list[float] = recollection.correct(z, z, place, place).motion[0].tolist()
+        return found
+
+    assert moved(known, [0.001, 0.0, 0.5]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
+    assert moved(known, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.0], abs=1e-3)
+    assert moved(nowhere, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.5], abs=1e-3)
 
 
 def test_ablations_change_what_is_dreamed() -> None:

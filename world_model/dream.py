@@ -22,7 +22,7 @@ from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, TrunkOutput, TrunkState
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
-from world_model.place import Place, PlaceModel, compose, motion_between
+from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
 from world_model.recall import Views
 from world_model.settle import Aligner, fuse, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
@@ -166,14 +166,11 @@ class DreamEngine:
     def begin(self, z_BChw: Tensor, phase: NDArray[np.int64], seed: int = 0) -> DreamState:
         """The state before anything was made of a first latent; phase (B,) as for `start`."""
         batch = len(z_BChw)
-        latent = (z_BChw.shape[1], *self.config.tokenizer.grid)
         return DreamState(
             z=z_BChw,
             place=self._nowhere(batch),
             trunk=self.model.dynamics.trunk.init_state(batch, self.device),
-            bank=KeyframeBank.empty(
-                batch, self.config.dynamics.keyframes, latent, self.device, self._held_picture
-            ),
+            bank=self._empty_bank(batch, z_BChw.shape[1]),
             phase=torch.as_tensor(phase, dtype=torch.long, device=self.device) % self.config.phases,
             attended=torch.zeros(batch, 0, dtype=torch.long, device=self.device),
             tick=0,
@@ -204,6 +201,10 @@ class DreamEngine:
             lately = actions.shape[1] - t <= THOUGHT or not self.config.dynamics.recall
             state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real, lately)
             path.append(state.place)
+            if t + 1 == HISTORY and self.config.dynamics.recall and t + 1 < actions.shape[1]:
+                # How fast the player turned when the context began shows only now: where these frames were
+                # taken is not known well enough to hold them.
+                state = replace(state, bank=self._empty_bank(len(z_BTChw), z_BTChw.shape[2]))
         return self.settle(state, path, z_BTChw, actions)
 
     @torch.no_grad()
@@ -338,10 +339,10 @@ class DreamEngine:
         )
         return after, views, retrieved
 
-    @property
-    def _held_picture(self) -> tuple[int, int] | None:
-        size = self.config.tokenizer
-        return (size.height, size.width) if self.config.dynamics.recall else None
+    def _empty_bank(self, batch: int, channels: int) -> KeyframeBank:
+        size, keyframes = self.config.tokenizer, self.config.dynamics.keyframes
+        picture = (size.height, size.width) if self.config.dynamics.recall else None
+        return KeyframeBank.empty(batch, keyframes, (channels, *size.grid), self.device, picture)
 
     def _offer(self, state: DreamState, picture: Pictures) -> KeyframeBank:
         """The bank after it was offered the present moment."""

@@ -28,9 +28,10 @@ DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
 """Standard deviation of a tick that was put right by an odometer."""
-ODOMETER_DOUBT = (0.002, 0.001, 0.01)
-"""How far it has to be from the stride to be believed by half: where nothing is near the stride is the better
-of the two by far, and who runs into something is far off."""
+ODOMETER_DOUBT = (0.004, 0.006)
+"""How far (half extents) the odometer has to be from the stride to be believed by half: while actions before
+the context are unknown, and from then on. The stride is the better by far, but for one who runs into
+something that nobody remembers. Of headings the odometer is believed at first and not at all afterwards."""
 WAY = 4
 """Points of the way of a tick at which walls are felt for, its start among them."""
 
@@ -245,8 +246,11 @@ class Recollection(nn.Module):
     def correct(self, before: Tensor, after: Tensor, start: Place, end: Place) -> Place:
         """`end`, put right by the two real latents that were seen at `start` and there."""
         surprise = self.odometer(before, after, end.motion) - end.motion
-        doubt = surprise.new_tensor(ODOMETER_DOUBT).square()
-        motion = end.motion + surprise * surprise.square() / (surprise.square() + doubt)
+        unknown = (end.history < 0).any(-1, keepdim=True)
+        doubt = torch.where(unknown, *ODOMETER_DOUBT) ** 4
+        much = surprise[:, :2].square().sum(-1, keepdim=True).square()
+        trust = torch.cat(((much / (much + doubt)).expand(-1, 2), unknown.float()), -1)
+        motion = end.motion + trust * surprise
         variance = start.variance + end.pose.new_tensor(ODOMETER_ERROR).square()
         return end._replace(pose=compose(start.pose, motion), motion=motion, variance=variance)
 

@@ -25,8 +25,8 @@ from world_model.training.recall_stage import MOTION_BETA, MOTION_ERROR, Steps, 
 
 PICTURES, FRAMES, PAIRS = 16, 64, 64
 MISLED = 0.3
-"""Part of the pairs in which the expected motion is wrong: a wall that nobody remembers, or one that is
-remembered where there is none."""
+"""Part of the pairs in which another motion is expected than there is: a wall is remembered where there is
+none, or it is not known what the player did before."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,8 @@ class SurveyStage:
         steps = batch.steps.to(self.device)
         with torch.no_grad():
             expected = self._recollection.stride.coast(steps.place, steps.act, steps.phase)
-        less = torch.rand(len(expected), 1, device=self.device)
-        wrong = torch.rand(len(expected), 1, device=self.device) < misled
-        turn = expected.new_tensor([0.0, 0.0, 1.0])
-        expected = torch.where(wrong, expected * (turn + (1 - turn) * less.round()), expected)
+        wrong = torch.rand(len(expected), 2, device=self.device) < misled / 2  # on the way, in the turn
+        expected = expected * (~wrong).float()[:, [0, 0, 1]]
         told = self._recollection.odometer(
             batch.before.to(self.device), batch.after.to(self.device), expected
         )
