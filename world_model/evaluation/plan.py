@@ -75,10 +75,10 @@ QUICK = Plan(
     probe_windows=0,
     event_windows=0,
     branches=0,
-    ablation_windows=8,
+    ablation_windows=4,
     ablation_ticks=128,
-    ablation_walks=6,
-    ablation_turns=6,
+    ablation_walks=4,
+    ablation_turns=4,
 )
 
 NEEDED: dict[str, tuple[str, ...]] = {
