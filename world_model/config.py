@@ -75,6 +75,9 @@ class DynamicsConfig:
     recall: bool = False
     """Whether it has a sense of place without a map, in a source that is another place every time: it looks
     at what its keyframes hold from where it is. A world has one of the two or neither."""
+    align: bool = True
+    """Whether a world that recalls puts its place right by an `Aligner` while real frames come in. One with a
+    map always does."""
     pose_octaves: int = 6
     plan_size: int = 256
     """Rows and columns of the floor plan of the map."""

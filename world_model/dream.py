@@ -39,7 +39,7 @@ class WorldModel(nn.Module):
         self.dynamics = Dynamics(
             config.dynamics, tok.latent_dim, tok.grid, len(config.actions), config.phases
         )
-        placed = config.dynamics.pose or config.dynamics.recall
+        placed = config.dynamics.pose or (config.dynamics.recall and config.dynamics.align)
         self.aligner = Aligner(tok.latent_dim, tok.grid) if placed else None
         self.audio: AudioModel | None = None
         if config.audio is not None:

@@ -19,7 +19,7 @@ from world_model.world import save_world
 
 SCENE_TICKS, REMEMBERED_TICKS = 32, 96
 """Length of a scene, and of one in a world that recalls: what it shows is all that such a dream knows."""
-REMEMBERED_SCENES = 6
+REMEMBERED_SCENES = 4
 
 
 def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:

@@ -162,7 +162,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(PLACE)
     if not dynamics.recall:
         foreign |= set(RECALL)
-    return foreign if dynamics.pose or dynamics.recall else foreign | set(ALIGN)
+    placed = dynamics.pose or (dynamics.recall and dynamics.align)
+    return foreign if placed else foreign | set(ALIGN)
 
 
 def load_run(run: Path) -> WorldModel:
@@ -325,6 +326,7 @@ def _recalling(config: WorldConfig, room: float) -> WorldConfig:
         config.dynamics,
         pose=False,
         recall=True,
+        align=False,  # dead reckoning by memory is better than what an hour of training tells it (LOG.md)
         keyframes=RECALL_KEYFRAMES,
         heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
     )
