@@ -205,6 +205,15 @@ class DreamEngine:
                 # How fast the player turned when the context began shows only now: where these frames were
                 # taken is not known well enough to hold them.
                 state = replace(state, bank=self._empty_bank(len(z_BTChw), z_BTChw.shape[2]))
+        if self._keeper is not None and obs is not None:
+            # The last real frame is what is known best of all.
+            last = np.stack([o[-1] for o in obs])
+            all_of_them = torch.ones(len(last), dtype=torch.bool, device=self.device)
+            with self._precision():
+                bank = self._keeper.hold(
+                    state.bank, all_of_them, state.z, state.place.pose, state.tick, lambda: last
+                )
+            state = replace(state, bank=bank)
         return self.settle(state, path, z_BTChw, actions)
 
     @torch.no_grad()

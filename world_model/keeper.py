@@ -33,7 +33,18 @@ class Keeper:
         self, bank: KeyframeBank, z_BChw: Tensor, pose_B3: Tensor, tick: int, picture: Pictures
     ) -> KeyframeBank:
         """The bank after it was offered a moment; its picture is asked for where it is wanted."""
-        wanted = bank.wants(pose_B3)
+        return self.hold(bank, bank.wants(pose_B3), z_BChw, pose_B3, tick, picture)
+
+    def hold(
+        self,
+        bank: KeyframeBank,
+        wanted: Tensor,
+        z_BChw: Tensor,
+        pose_B3: Tensor,
+        tick: int,
+        picture: Pictures,
+    ) -> KeyframeBank:
+        """The bank with the moment of the dreams (B,) that want it."""
         if not bool(wanted.any()):
             return bank
         image = torch.from_numpy(picture()).to(z_BChw.device).permute(0, 3, 1, 2).contiguous()
@@ -49,7 +60,7 @@ class Keeper:
         """All keyframes without their pictures."""
         assert bank.walls is not None
         blank = bank.walls.new_zeros(*bank.filled.shape, 0)
-        return Views(blank, bank.pose, bank.walls, bank.filled[:, None])
+        return Views(blank, bank.pose, bank.walls, bank.filled[:, None], age=_age(bank))
 
     def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         """The keyframes at these positions, to look at; without positions, such as hold nothing."""
@@ -60,11 +71,12 @@ class Keeper:
             size = bank.images[0].shape[2:]
             return nothing_held(batch, 1, self._recollection.columns, (size[0], size[1]), device)
         rows = torch.arange(batch, device=device)[:, None]
-        pose, walls, held = (x[rows, positions_BR] for x in (bank.pose, bank.walls, bank.filled))
+        parts = (bank.pose, bank.walls, bank.filled, _age(bank))
+        pose, walls, held, age = (x[rows, positions_BR] for x in parts)
         places = [[(bank.images[k], b) for k in row] for b, row in enumerate(positions_BR.tolist())]
         image = torch.stack([torch.stack([picture[b] for picture, b in row]) for row in places])
         small = torch.stack([torch.stack([self.small(picture)[b] for picture, b in row]) for row in places])
-        return Views(image, pose, walls, held[:, None], small)
+        return Views(image, pose, walls, held[:, None], small, age)
 
     def small(self, image_B3HW: Tensor) -> Tensor:
         """A picture of a bank as the coarse look reads it, made once for as long as the picture is held."""
@@ -72,3 +84,9 @@ class Keeper:
             self._small[image_B3HW] = shrunk(image_B3HW[:, None], COARSE_STEP)[:, 0]
         small: Tensor = self._small[image_B3HW]
         return small
+
+
+def _age(bank: KeyframeBank) -> Tensor:
+    """Ticks (B, K) by which each keyframe is older than the newest."""
+    born = bank.born.masked_fill(~bank.filled, 0)
+    return (born.amax(1, keepdim=True) - born).float()

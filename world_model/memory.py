@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-APART = (0.14, 0.6)
-"""Half extents, and radians, from which on a world that recalls holds another keyframe."""
+APART = (0.05, 0.2)
+"""Half extents, and radians, from which on a world that recalls holds another keyframe. So little, since what
+was just seen is known best, from where it is seen now; what is too much of it leaves first."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
@@ -212,6 +213,10 @@ class KeyframeBank:
         likeness = likeness - 1e3 * torch.eye(self.size, device=likeness.device)
         closest = likeness.max(2).values
         closest[:, 0] = -torch.inf
+        if self.walls is not None:
+            # The last one stays for as long as it is the last; of two that are alike the younger leaves.
+            newest = self.born.masked_fill(~self.filled, -1).argmax(1, keepdim=True)
+            closest = closest.scatter(1, newest, -torch.inf) + 1e-7 * self.born.argsort(1).argsort(1)
         return closest.argmax(1)
 
 

@@ -34,19 +34,23 @@ SLACK = (0.008, 0.06)
 """By how much, and by which part of it, a depth may be off before something counts as hidden."""
 ASIDE = 0.5
 """What it costs a keyframe to be taken from elsewhere, per angle; a factor of e in size costs 1."""
+ASTRAY = 2e-4
+"""Half extents by which each tick makes it less certain where a keyframe was taken, seen from now."""
 HIDDEN = -1e4
 
 
 class Views(NamedTuple):
     """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
     wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from; small
-    (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them."""
+    (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them; age (B, K) in ticks, for
+    dreams whose reckoning goes astray with time."""
 
     image: Tensor
     pose: Tensor
     wall: Tensor
     held: Tensor
     small: Tensor | None = None
+    age: Tensor | None = None
 
 
 class Lens(NamedTuple):
@@ -133,8 +137,7 @@ def look(views: Views, lens: Lens, pose_BT3: Tensor, rows: int, columns: int, as
     """
     depth, wall = _surfaces(wall_depths(views, lens, pose_BT3, columns), lens, rows, aspect)
     at, away, visible = _project(views, lens, pose_BT3, depth, aspect)
-    aside = (views.pose[:, None, :, :2] - pose_BT3[:, :, None, :2]).norm(dim=-1)
-    quality = -(away.clamp(min=NEAR) / depth).log().abs() - ASIDE * aside[..., None, None] / depth
+    quality = -_cost(views, pose_BT3, depth, away)
     quality = quality.masked_fill(~visible, HIDDEN)
     best = quality.max(2, keepdim=True)
     which = best.indices
@@ -199,8 +202,7 @@ def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: floa
     """
     depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
     _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
-    aside = (views.pose[:, None, :, :2] - pose_B3[:, None, None, :2]).norm(dim=-1)[..., None, None]
-    cost = (away.clamp(min=NEAR) / depth).log().abs() + ASIDE * aside / depth
+    cost = _cost(views, pose_B3[:, None], depth, away)
     worth = torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
     # Where nothing of the view is known, the nearest are the ones to feel walls by.
     tie = 1e-3 / (1 + (views.pose[..., :2] - pose_B3[:, None, :2]).norm(dim=-1)) * views.held[:, 0]
@@ -215,6 +217,14 @@ def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: floa
         picks.append(pick)
     found = torch.stack(picks, 1)
     return torch.where(views.held[:, 0].gather(1, found), found, found[:, :1])
+
+
+def _cost(views: Views, pose_BT3: Tensor, depth: Tensor, away: Tensor) -> Tensor:
+    """How badly each keyframe shows what lies at `depth`, and `away` from itself: (B, T, K, R, L)."""
+    off = ASIDE * (views.pose[:, None, :, :2] - pose_BT3[:, :, None, :2]).norm(dim=-1)
+    if views.age is not None:
+        off = off + ASTRAY * views.age[:, None]
+    return (away.clamp(min=NEAR) / depth).log().abs() + off[..., None, None] / depth
 
 
 def take(views: Views, positions_BR: Tensor) -> Views:
