@@ -366,7 +366,9 @@ def test_ablations_are_one_command_with_a_report(
 def recalled(psnr: dict[int, list[float]], distance: dict[int, list[float]]) -> dict[str, Any]:
     """A result of `revisit.recall` over two walks."""
     marks = {str(k): {"psnr": v, "copy_seed": [12.0, 12.0], "distance": distance[k]} for k, v in psnr.items()}
-    return {"clips": [["seed 1700000000", 0], ["seed 1700000001", 0]], "context": 4, "per_clip": marks}
+    ticks = {k: {"psnr": {"mean": mark["psnr"][0], "low": None, "high": None}} for k, mark in marks.items()}
+    clips = [["seed 1700000000", 0], ["seed 1700000001", 0]]
+    return {"clips": clips, "context": 4, "ticks": ticks, "per_clip": marks}
 
 
 def test_the_worth_of_a_memory_is_that_of_views_of_long_ago() -> None:

@@ -20,7 +20,7 @@ from world_model.dream import THOUGHT, DreamEngine
 from world_model.evaluation.worlds import AblatedDream
 from world_model.field import FREE
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
-from world_model.memory import KeyframeBank, apart
+from world_model.memory import APART, KeyframeBank, apart
 from world_model.place import HISTORY, Place, PlaceModel
 from world_model.recall import (
     Lens,
@@ -262,7 +262,7 @@ def test_the_bank_holds_places_and_never_gives_up_the_first() -> None:
     bank = KeyframeBank.empty(1, 4, (2, 2, 4), "cpu", (HEIGHT, WIDTH))
     walls = torch.ones(1, 16)
     for tick in range(12):
-        pose = torch.tensor([[0.05 * tick, 0.0, 0.0]])
+        pose = torch.tensor([[0.36 * APART[0] * tick, 0.0, 0.0]])
         image = torch.full((1, 3, HEIGHT, WIDTH), tick, dtype=torch.uint8)
         z = torch.randn(1, 2, 2, 4)
         wanted = bank.wants(pose)
@@ -273,8 +273,31 @@ def test_the_bank_holds_places_and_never_gives_up_the_first() -> None:
     assert born[0] == 0 and all(b % 3 == 0 for b in born)
     for slot, tick in enumerate(born):
         assert bool((bank.images[slot] == tick).all())
-        assert float(bank.pose[0, slot, 0]) == pytest.approx(0.05 * tick)
+        assert float(bank.pose[0, slot, 0]) == pytest.approx(0.36 * APART[0] * tick)
     assert float(apart(torch.zeros(3), torch.tensor([0.0, 0.0, 2 * np.pi]))) < 1e-4
+
+
+def test_of_two_that_are_alike_the_younger_leaves_but_not_the_last() -> None:
+    bank = KeyframeBank.empty(1, 4, (2, 2, 4), "cpu", (HEIGHT, WIDTH))
+    image = torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8)
+    held = []
+    for tick, at in enumerate((0.0, 10.0, 11.2, 20.0, 30.0, 30.5)):
+        pose = torch.tensor([[at * APART[0], 0.0, 0.0]])
+        bank = bank.keep(
+            torch.ones(1, dtype=torch.bool), torch.zeros(1, 2, 2, 4), pose, tick, torch.ones(1, 16), image
+        )
+        held.append(sorted(round(x / APART[0], 1) for x in bank.pose[0, bank.filled[0], 0].tolist()))
+    assert held[4] == [0.0, 10.0, 20.0, 30.0]
+    assert 30.5 in held[5]
+
+
+def test_what_was_seen_lately_is_looked_at_first() -> None:
+    pose = [0.0, 0.0, 0.0]
+    views = keyframes([pose, pose])
+    at = torch.tensor(pose)[None, None]
+    for age in ([0.0, 200.0], [200.0, 0.0]):
+        found = look(views._replace(age=torch.tensor([age])), LENS, at, 10, 16, ASPECT)
+        assert bool((found.which == int(age[0] > age[1])).all())
 
 
 def test_a_world_that_recalls_plays_saves_and_goes_on(tmp_path: Path) -> None:
