@@ -69,7 +69,7 @@ class BatchDream:
             path.append(state.place)
             state, seen = replace(state, z=z[:, t + 1]), z[:, : t + 2]
             if t + 1 <= SETTLE_AT[-1] or self.engine.config.dynamics.recall:
-                state = self.engine.look(state, before)
+                state = self.engine.look(state, before, np.stack([o[t : t + 2] for o in obs]))
             if t + 1 in SETTLE_AT:
                 state = self.engine.settle(state, path, seen, actions[:, : t + 1])
             if t + 1 > SETTLE_AT[-1]:

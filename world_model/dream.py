@@ -197,7 +197,7 @@ class DreamEngine:
         state = self.look(state)
         path = [state.place]
         for t in range(actions.shape[1]):
-            real = None if obs is None else np.stack([o[t] for o in obs])
+            real = None if obs is None else np.stack([[o[t], o[t + 1]] for o in obs])
             lately = actions.shape[1] - t <= THOUGHT or not self.config.dynamics.recall
             state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real, lately)
             path.append(state.place)
@@ -259,21 +259,27 @@ class DreamEngine:
         real: NDArray[np.uint8] | None = None,
         think: bool = True,
     ) -> DreamState:
-        """A tick whose outcome is a real frame's latent; `real` is the picture of the moment before it.
-        Without `think` it is held in memory, and the trunk hears nothing of it."""
-        before = None if real is None else lambda: real
+        """A tick whose outcome is a real frame's latent; `real` (B, 2, H, W, 3) are the pictures of the moment
+        before it and of its own. Without `think` it is held in memory, and the trunk hears nothing of it."""
+        before = None if real is None else lambda: real[:, 0]
         after = self._trunk(state, act_B, before)[0] if think else self._move(state, act_B, before)[0]
-        return self.look(replace(after, z=z_BChw), state)
+        return self.look(replace(after, z=z_BChw), state, real)
 
-    def look(self, state: DreamState, before: DreamState | None = None) -> DreamState:
-        """The present latent is a real frame's: a look at it tells where it was taken."""
+    def look(
+        self, state: DreamState, before: DreamState | None = None, real: NDArray[np.uint8] | None = None
+    ) -> DreamState:
+        """The present latent is a real frame's: a look at it tells where it was taken. `before` and `real` as
+        `observe` has them; what is not given is painted."""
         recollection = self.model.dynamics.recollection
         with self._precision():
             if recollection is None:
                 return replace(state, place=self.model.dynamics.look(state.place, state.z))
             if before is None:
                 return state
-            place = recollection.correct(before.z, state.z, before.place, state.place)
+            if real is None:
+                real = np.stack((self.decode(before.z), self.decode(state.z)), 1)
+            first, second = torch.from_numpy(real).to(self.device).permute(1, 0, 4, 2, 3)
+            place = recollection.correct(first, second, before.place, state.place)
             if state.attended.shape[1] and self.model.aligner is not None and self._keeper is not None:
                 seen = recollection.seen(self._keeper.views(state.bank, state.attended), place.pose)
                 told = self.model.aligner(state.z, seen[:, : state.z.shape[1]])

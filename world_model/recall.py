@@ -30,6 +30,8 @@ JOINED = 1.4
 """Neighbouring columns whose depths differ by more than this factor show different walls."""
 CLOSE = 0.25
 """From further off it is not known well enough where a wall stands to run into it."""
+BESIDE = 0.08
+"""By which part of its depth a point may be off a wall and still be one of it."""
 SLACK = (0.008, 0.06)
 """By how much, and by which part of it, a depth may be off before something counts as hidden."""
 ASIDE = 0.5
@@ -88,6 +90,22 @@ def onto_plan(ahead: Tensor, right: Tensor, pose: Tensor) -> Tensor:
     )
 
 
+def turned_back(image: Tensor, turn_F: Tensor, lens: Lens, aspect: float) -> tuple[Tensor, Tensor]:
+    """Pictures (F, C, h, w), in float, taken after a turn to the left by `turn_F` -> what of each was to be seen
+    before it, as it was seen then, and where that is (F, 1, h, w), 1 or 0.
+
+    aspect: height of the picture by its width.
+    """
+    h, w = image.shape[2:]
+    right = centres(w, image.device) * lens.spread
+    down = centres(h, image.device)[:, None] * aspect * lens.spread
+    cos, sin = turn_F.cos()[:, None, None], turn_F.sin()[:, None, None]
+    ahead = (cos - right * sin).clamp(min=NEAR).expand(-1, h, w)
+    at = torch.stack(((sin + right * cos) / (lens.spread * ahead), down / (lens.spread * aspect * ahead)), -1)
+    inside = (at.abs() <= 1).all(-1)[:, None].float()
+    return F.grid_sample(image, at, padding_mode="border", align_corners=False) * inside, inside
+
+
 def wall_points(views: Views, lens: Lens) -> Tensor:
     """Where the walls of keyframes stand: (B, K, C, 2)."""
     right = views.wall * centres(views.wall.shape[-1], views.wall.device) * lens.spread
@@ -100,14 +118,49 @@ def joined(views: Views) -> Tensor:
     return torch.maximum(one, other) < JOINED * torch.minimum(one, other)
 
 
-def wall_lines(views: Views, lens: Lens) -> tuple[Tensor, Tensor, Tensor]:
-    """The walls near all keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them are held
-    at the first of the poses (B, 1, N)."""
+class Walls(NamedTuple):
+    """Walls near keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them count (B, 1, N)."""
+
+    start: Tensor
+    end: Tensor
+    shown: Tensor
+
+    def nearest(self, xy_BM2: Tensor) -> Tensor:
+        """The nearest point (B, M, 2) of any wall to each point; far away where there is none."""
+        asked = xy_BM2[:, :, None]
+        along = self.end - self.start
+        part = ((asked - self.start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-9)
+        to = self.start + part.clamp(0, 1)[..., None] * along - asked
+        best = to.square().sum(-1).masked_fill(~self.shown, NOTHING).min(-1, keepdim=True)
+        found = to.gather(2, best.indices[..., None].expand(*best.indices.shape, 2))[:, :, 0]
+        return xy_BM2 + torch.where(best.values < NOTHING, found, NOTHING)
+
+
+def wall_lines(views: Views, lens: Lens) -> Walls:
+    """The walls near all keyframes that are held at the first of the poses, but for those that are not there.
+
+    Between two columns that show a near and a far wall a network tells depths between: a wall across an open
+    door. Who sees further there than that wall is, knows better.
+    """
     points = wall_points(views, lens)
     near = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
     shown = joined(views) & near & views.held[:, 0, :, None]
     start, end = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
-    return start[:, None], end[:, None], shown.flatten(1)[:, None]
+    shown = shown.flatten(1)
+    return Walls(start[:, None], end[:, None], (shown & _there(views, lens, (start + end) / 2))[:, None])
+
+
+def _there(views: Views, lens: Lens, xy_BN2: Tensor) -> Tensor:
+    """(B, N): whether not more keyframes see past a point of a wall than see a wall there."""
+    ahead, right = into_view(xy_BN2[:, None], views.pose[:, :, None])
+    across = right / (lens.spread * ahead.clamp(min=NEAR))
+    count = views.wall.shape[-1]
+    column = ((across + 1) * (count / 2)).long().clamp(0, count - 1)
+    wall = views.wall.gather(2, column)
+    asked = (ahead > NEAR) & (across.abs() < 1) & views.held[:, 0, :, None]
+    past = asked & (ahead < wall / (1 + BESIDE))
+    seen = asked & ~past & (ahead < wall * (1 + BESIDE))
+    return past.sum(1) <= seen.sum(1)
 
 
 def wall_depths(views: Views, lens: Lens, pose_BT3: Tensor, columns: int) -> Tensor:

@@ -15,10 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.config import DynamicsConfig
-from world_model.field import FREE, ROOM, centres, compass
+from world_model.field import FREE, centres, compass
 from world_model.map import Detail, Gaze, Glance
-from world_model.place import FEELERS, MOTION_UNIT, Gait, Place, compose
-from world_model.recall import Lens, Sighting, Views, colours, finer, look, onto_plan, shrunk, wall_lines
+from world_model.place import FEELERS, MOTION_UNIT, Gait, Place, compose, motion_between
+from world_model.recall import (
+    Lens,
+    Sighting,
+    Views,
+    Walls,
+    colours,
+    finer,
+    look,
+    onto_plan,
+    shrunk,
+    turned_back,
+    wall_lines,
+)
 
 COARSE_CHANNELS = 10
 FINE_CHANNELS = 16
@@ -32,8 +44,12 @@ ODOMETER_DOUBT = (0.004, 0.006)
 """How far (half extents) the odometer has to be from the stride to be believed by half: while actions before
 the context are unknown, and from then on. The stride is the better by far, but for one who runs into
 something that nobody remembers. Of headings the odometer is believed at first and not at all afterwards."""
-WAY = 4
-"""Points of the way of a tick at which walls are felt for, its start among them."""
+SEEN_UNIT = (0.02, 0.02, 0.02)
+"""Of what an odometer tells."""
+BODY = 0.025
+"""How near the player gets to a remembered wall, in half extents."""
+PACES = 3
+"""Into which a tick's way is taken apart."""
 
 
 class Rangefinder(nn.Module):
@@ -128,35 +144,52 @@ class Stride(nn.Module):
 
 
 class Odometer(nn.Module):
-    """Two latents in a row and the motion (F, 3) that was expected between them -> the motion that was."""
+    """Two pictures in a row -> the motion (F, 3) between them.
 
-    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 64) -> None:
+    The turn is expected, and well known but at the start of a context; the second picture is turned back by it,
+    which leaves the way to be seen. The way is not told: who expects a step believes in it, and what an odometer
+    is for is the wall that nobody remembers.
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int = 48, wide: int = 64) -> None:
         super().__init__()
-        cells = grid[0] * grid[1] // 4
-        self.expect = nn.Linear(3, dim)
-        self.stem = nn.Conv2d(2 * latent_dim, dim, 3, padding=1)
         self.layers = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(28, dim, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(dim, dim, 3, padding=1),
             nn.SiLU(),
             nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * dim, 2 * dim, 1),
+            nn.Conv2d(4 * dim, dim, 1),
             nn.SiLU(),
-            nn.Conv2d(2 * dim, 16, 1),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * dim, wide, 1),
+            nn.SiLU(),
+            nn.Conv2d(wide, wide, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * wide, 16, 1),
             nn.Flatten(),
             nn.SiLU(),
-            nn.Linear(16 * cells, 128),
+            nn.Linear(4 * grid[0] * grid[1], 128),
             nn.SiLU(),
         )
         self.out = nn.Linear(128, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, before: Tensor, after: Tensor, motion: Tensor) -> Tensor:
-        unit = torch.tensor(MOTION_UNIT, device=motion.device)
-        x = self.stem(torch.cat((before, after - before), 1))
-        x = x + self.expect(motion / unit)[..., None, None]
-        return motion + 0.2 * unit * self.out(self.layers(x)).float()
+    def forward(self, before_F3hw: Tensor, after_F3hw: Tensor, turn_F: Tensor, lens: Lens) -> Tensor:
+        """Pictures in [-1, 1], of half the size; the turn in radians."""
+        h, w = before_F3hw.shape[2:]
+        turned, seen = turned_back(after_F3hw, turn_F, lens, h / w)
+        x = torch.cat((before_F3hw, turned - before_F3hw * seen, seen), 1)
+        first = self.layers[1]
+        assert isinstance(first, nn.Conv2d)
+        x = self.layers(x.to(first.weight.dtype, memory_format=torch.channels_last))
+        told: Tensor = self.out(x).float() * turn_F.new_tensor(SEEN_UNIT)
+        return told + F.pad(turn_F[:, None], (2, 0))
 
 
 class Recollection(nn.Module):
@@ -176,7 +209,7 @@ class Recollection(nn.Module):
         self.rangefinder = Rangefinder(latent_dim, grid)
         self.surveyor = Surveyor(grid)
         self.stride = Stride(actions, phases)
-        self.odometer = Odometer(latent_dim, grid)
+        self.odometer = Odometer(grid)
         self.glance = Glance(latent_dim, 4 * COARSE_CHANNELS)
         self.gaze = Gaze(COARSE_CHANNELS, FINE_CHANNELS)
         self.spread = nn.Parameter(torch.tensor(1.2))
@@ -218,34 +251,53 @@ class Recollection(nn.Module):
             torch.cat((views.held[:, :1], torch.ones_like(views.held[:, :1, :1])), 2),
         )
 
-    def around(self, views: Views, pose_F3: Tensor) -> Tensor:
-        """How far remembered walls are from points around the player (F, 8 len(FEELERS)), ahead first.
-
-        F poses are T of each of the B dreams of `views`, in this order; all keep to what the first holds.
-        """
-        ring = torch.cat([compass(radius, pose_F3.device) for radius in FEELERS])
-        feelers = onto_plan(ring[:, 0], ring[:, 1], pose_F3[:, None])
-        return self._clear(views, feelers)
+    def around(self, walls: Walls, pose_B3: Tensor) -> Tensor:
+        """How far remembered walls are from points around the player (B, 8 len(FEELERS)), ahead first."""
+        ring = torch.cat([compass(radius, pose_B3.device) for radius in FEELERS])
+        feelers = onto_plan(ring[:, 0], ring[:, 1], pose_B3[:, None])
+        return (walls.nearest(feelers) - feelers).norm(dim=-1).clamp(max=FREE)
 
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
-        """The place after a tick with this action (F,), by dead reckoning; nobody gets through a wall.
+        """The place after a tick with this action (B,), by dead reckoning; who comes too near to a wall slides
+        along it.
 
         views: what is `felt`, one pose each.
         """
         with torch.autocast(act.device.type, enabled=False):  # what it is off by adds up
-            motion = self.stride(place, act, phase, self.around(views, place.pose))
-        # A wall has no thickness in memory: feel for it all along the way.
-        parts = torch.linspace(0, 1, WAY, device=motion.device)[:, None] * motion[:, None]
-        free = self._clear(views, compose(place.pose[:, None], parts)[..., :2])
-        blocked = (free[:, 1:].amin(1) < ROOM) & (free[:, 1:].amin(1) < free[:, 0])
-        motion = torch.where(blocked[:, None], motion * motion.new_tensor([0.0, 0.0, 1.0]), motion)
-        pose = compose(place.pose, motion)
+            with torch.no_grad():
+                walls = wall_lines(views, self.lens)
+                around = self.around(walls, place.pose)
+            motion = self.stride(place, act, phase, around)
+            pose = compose(place.pose, motion)
+            pose = torch.cat((self._beside(walls, place.pose[:, :2], pose[:, :2]), pose[:, 2:]), 1)
+            motion = motion_between(place.pose, pose)
         history = torch.cat((place.history[..., 1:], act[..., None]), -1)
         return Place(pose, motion, place.variance, history)
 
-    def correct(self, before: Tensor, after: Tensor, start: Place, end: Place) -> Place:
-        """`end`, put right by the two real latents that were seen at `start` and there."""
-        surprise = self.odometer(before, after, end.motion) - end.motion
+    @staticmethod
+    def _beside(walls: Walls, start_B2: Tensor, end_B2: Tensor) -> Tensor:
+        """Where one ends who goes for `end`: no nearer to a wall than the player is wide, or than before."""
+        here, way = start_B2, (end_B2 - start_B2) / PACES
+        for _ in range(PACES):  # each shorter than the player is wide: nobody steps over a wall
+            with torch.no_grad():
+                near = walls.nearest(torch.stack((here, here + way), 1))
+                before = (near[:, 0] - here).norm(dim=-1)
+                off = here + way - near[:, 1]
+                away = off.norm(dim=-1)
+                short = (before.clamp(max=BODY) - away).clamp(min=0)
+                push = off / away.clamp(min=1e-6)[:, None] * short[:, None]
+            here = here + way + push
+        return here
+
+    def stepped(self, before_F3HW: Tensor, after_F3HW: Tensor, turn_F: Tensor) -> Tensor:
+        """The motion (F, 3) between two pictures uint8 in a row, by what is to be seen; the turn is expected."""
+        before, after = (shrunk(x[:, None], 2)[:, 0] for x in (before_F3HW, after_F3HW))
+        told: Tensor = self.odometer(before, after, turn_F.float(), self.lens)
+        return told
+
+    def correct(self, before_F3HW: Tensor, after_F3HW: Tensor, start: Place, end: Place) -> Place:
+        """`end`, put right by the two real pictures, uint8, that were seen at `start` and there."""
+        surprise = self.stepped(before_F3HW, after_F3HW, end.motion[:, 2]) - end.motion
         unknown = (end.history < 0).any(-1, keepdim=True)
         doubt = torch.where(unknown, *ODOMETER_DOUBT) ** 4
         much = surprise[:, :2].square().sum(-1, keepdim=True).square()
@@ -293,16 +345,6 @@ class Recollection(nn.Module):
         quality = torch.where(found.known, found.quality, -4.0).flatten(0, 1)
         more = torch.stack((known, quality, log, 4 * slope, wall, down.expand_as(log), log.exp().rsqrt()), 1)
         return torch.cat((colour, more), 1)
-
-    @torch.no_grad()
-    def _clear(self, views: Views, xy_FN2: Tensor) -> Tensor:
-        """Distance (F, N) from points to the nearest remembered wall, at most FREE."""
-        start, end, shown = wall_lines(views, self.lens)
-        asked = xy_FN2.reshape(len(start), -1, 1, 2).float()
-        along = end - start
-        part = ((asked - start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-9)
-        away = (start + part.clamp(0, 1)[..., None] * along - asked).norm(dim=-1)
-        return away.masked_fill(~shown, FREE).amin(-1).view(xy_FN2.shape[:2]).clamp(max=FREE)
 
 
 @torch.no_grad()

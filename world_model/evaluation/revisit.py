@@ -19,7 +19,9 @@ from world_model.evaluation.windows import HeldOut, windows
 from world_model.types import DataError
 
 MARKS = (1, 4, 8, 16, 32, 64, 128, 200, 256, 400)
-"""Ticks since the turn at which the way back is measured."""
+"""Ticks since the turn of which the way back is told; clip by clip it is measured every `EVERY` ticks too."""
+
+EVERY = 8
 
 CLOSURE_TICKS = 40
 
@@ -122,7 +124,8 @@ def _way_back(dreamer: Dreamer, clips: Sequence[Clip], turned: int, batch: int) 
 
     `turned`: the tick at which the way back begins. What was seen at ticks before 0 is a real frame.
     """
-    marks = [k for k in MARKS if k <= clips[0].ticks - turned]
+    back = clips[0].ticks - turned
+    marks = sorted({k for k in MARKS if k <= back} | set(range(EVERY, back + 1, EVERY)))
     seen = [{k: seen_at(clip, turned, k) for k in marks} for clip in clips]
     rows: dict[int, Rows] = {k: [] for k in marks}
     done = 0
@@ -141,7 +144,7 @@ def _way_back(dreamer: Dreamer, clips: Sequence[Clip], turned: int, batch: int) 
     return {
         "clips": [[c.episode, c.start] for c in clips],
         "context": clips[0].context,
-        "ticks": {str(k): _means(found, names) for k, found in rows.items()},
+        "ticks": {str(k): _means(found, names) for k, found in rows.items() if k in MARKS},
         "per_clip": {
             str(k): {name: [round(r[name], 2) for r in found] for name in PER_CLIP}
             for k, found in rows.items()

@@ -136,12 +136,12 @@ class RecallStage:
             x, depths = to_float(batch.surveyed, self.device), batch.survey.to(self.device)
             measured = self.recollection.surveyor.measure(softened(x))
             surveyed = (measured - depths.clamp(*DEPTHS).log()).abs().mean()
-            moved, steered = self._walk_loss(batch)
+            moved = self._walk_loss(batch)
             painted, glanced = self._picture_loss(batch)
         coasted = self._coast_loss(batch.steps, UNKNOWN)
         metrics = {"paint": painted, "seen": glanced, "range": ranged, "survey": surveyed, "coast": coasted}
-        metrics |= {"motion": moved, "odometer": steered}
-        total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed + 0.2 * (moved + coasted + steered)
+        metrics["motion"] = moved
+        total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed + 0.2 * (moved + coasted)
         return total, {k: v.item() for k, v in metrics.items()}
 
     def _coast_loss(self, steps: Steps, unknown: float) -> Tensor:
@@ -178,8 +178,8 @@ class RecallStage:
             known = self.recollection.look(views, pose).known.flatten(0, 1)[:, None].float()
         return F.interpolate(known, scale_factor=4) > 0.5
 
-    def _walk_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
-        """Dead reckoning over a stretch, and the same steps put right by what was seen."""
+    def _walk_loss(self, batch: RecallBatch) -> Tensor:
+        """Dead reckoning over a stretch."""
         tracks, act, phase = (t.to(self.device) for t in (batch.tracks, batch.act, batch.phase))
         z = batch.walk.to(self.device)
         held = batch.held.to(self.device)
@@ -188,7 +188,7 @@ class RecallStage:
         start = tracks[:, 1]
         place = Place(start, motion_between(tracks[:, 0], start), start * 0, batch.history.to(self.device))
         unit = torch.tensor(MOTION_ERROR, device=self.device)
-        moved = steered = torch.zeros((), device=self.device)
+        moved = torch.zeros((), device=self.device)
         for t in range(act.shape[1]):
             now = views._replace(held=views.held[:, t : t + 1])
             now = self.recollection.felt(now, place, z[:, t])
@@ -199,11 +199,7 @@ class RecallStage:
             away = torch.cat((away[:, :2], wrap(away[:, 2:])), 1) / unit
             moved = moved + F.smooth_l1_loss(own, torch.zeros_like(own), beta=MOTION_BETA)
             moved = moved + 0.3 * F.smooth_l1_loss(away, torch.zeros_like(away), beta=MOTION_BETA)
-            if t % 4 == 0:  # what was expected may be wrong: a wall that nobody remembers
-                doubt = place.motion.detach() * (1 + 0.3 * torch.randn(len(truth), 1, device=self.device))
-                seen = (self.recollection.odometer(z[:, t], z[:, t + 1], doubt) - truth) / unit
-                steered = steered + F.smooth_l1_loss(seen, torch.zeros_like(seen), beta=MOTION_BETA)
-        return moved / act.shape[1], 4 * steered / act.shape[1]
+        return moved / act.shape[1]
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
@@ -237,23 +233,16 @@ class RecallStage:
         return scores | self._walked(batch)
 
     def _walked(self, batch: RecallBatch) -> dict[str, float]:
-        """How far off a walk is at its end: dreamed, and while real frames come in."""
-        units = self._world.config.pose_scale
-        views, scores = self.recollection.own(batch.held.views, batch.held.z), {}
-        start = batch.tracks[:, 1]
-        for name in ("walk", "seen"):
-            place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
-            for t in range(batch.act.shape[1]):
-                now, before = views._replace(held=views.held[:, t : t + 1]), place
-                now = self.recollection.felt(now, place, batch.walk[:, t])
-                place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
-                if name == "seen":
-                    place = self.recollection.correct(batch.walk[:, t], batch.walk[:, t + 1], before, place)
-            miss = (place.pose[:, :2] - batch.tracks[:, -1, :2]).norm(dim=1) * units
-            scores[f"{name}{batch.act.shape[1]}_units"] = float(miss.mean())
-            turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
-            scores[f"{name}{batch.act.shape[1]}_degrees"] = float(turned.mean())
-        return scores
+        """How far off a dreamed walk is at its end."""
+        views = self.recollection.own(batch.held.views, batch.held.z)
+        start, ticks = batch.tracks[:, 1], batch.act.shape[1]
+        place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
+        for t in range(ticks):
+            now = self.recollection.felt(views._replace(held=views.held[:, t : t + 1]), place, batch.walk[:, t])
+            place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
+        miss = (place.pose[:, :2] - batch.tracks[:, -1, :2]).norm(dim=1) * self._world.config.pose_scale
+        turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
+        return {f"walk{ticks}_units": float(miss.mean()), f"walk{ticks}_degrees": float(turned.mean())}
 
 
 def _shaky(views: Views) -> Views:

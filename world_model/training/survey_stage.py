@@ -24,22 +24,21 @@ from world_model.tokenizer import to_float
 from world_model.training.recall_stage import MOTION_BETA, MOTION_ERROR, Steps, all_steps, noised, softened
 
 PICTURES, FRAMES, PAIRS = 16, 64, 64
-MISLED = 0.3
-"""Part of the pairs in which another motion is expected than there is: a wall is remembered where there is
-none, or it is not known what the player did before."""
+MISLED = 0.1
+"""Part of the pairs in which no turn is expected: it is not known what the player did before."""
 
 
 @dataclass(frozen=True)
 class SurveyBatch:
     """Pictures uint8 (P, H, W, 3) and latents z (F, C, h, w), each with the depths (..., columns) in them;
-    pairs of latents in a row, before and after (N, C, h, w), and the steps between."""
+    pairs of pictures in a row, before and after, uint8 (N, H, W, 3), and the steps between."""
 
     pictures: NDArray[np.uint8]
     pictured: Tensor
     z: Tensor
     walls: Tensor
-    before: Tensor
-    after: Tensor
+    before: NDArray[np.uint8]
+    after: NDArray[np.uint8]
     steps: Steps
 
 
@@ -85,12 +84,12 @@ class SurveyStage:
         """What the odometer tells of each tick, and the truth, in units of `MOTION_ERROR`."""
         steps = batch.steps.to(self.device)
         with torch.no_grad():
-            expected = self._recollection.stride.coast(steps.place, steps.act, steps.phase)
-        wrong = torch.rand(len(expected), 2, device=self.device) < misled / 2  # on the way, in the turn
-        expected = expected * (~wrong).float()[:, [0, 0, 1]]
-        told = self._recollection.odometer(
-            batch.before.to(self.device), batch.after.to(self.device), expected
+            turn = self._recollection.stride.coast(steps.place, steps.act, steps.phase)[:, 2]
+        turn = turn * (torch.rand(len(turn), device=self.device) >= misled).float()
+        before, after = (
+            torch.from_numpy(x).to(self.device).permute(0, 3, 1, 2) for x in (batch.before, batch.after)
         )
+        told = self._recollection.stepped(before, after, turn)
         unit = told.new_tensor(MOTION_ERROR)
         return told / unit, steps.motion / unit
 
@@ -136,7 +135,7 @@ def _draw(
         walls(shown),
         latents(single),
         walls(single),
-        latents(at),
-        latents([(i, t + 1) for i, t in at]),
+        np.stack([data.episodes[i].frames[t] for i, t in at]),
+        np.stack([data.episodes[i].frames[t + 1] for i, t in at]),
         chosen,
     )
