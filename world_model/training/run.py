@@ -362,8 +362,21 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
     if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
         fitting = {k: v for k, v in fitting.items() if not k.startswith(("place.", "recollection."))}
     part.load_state_dict(fitting, strict=False)
-    if part is world.dynamics and fitting:
+    if part is world.dynamics and fitting and not _kindred(own, found):
         world.dynamics.unlearn_seen()
+
+
+KINDRED = 0.5
+
+
+def _kindred(own: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether one sense of place grew from the other: then what it shows is read as it was. Weights that were
+    drawn apart are at right angles."""
+    names = [k for k in own if ".glance." in k and own[k].ndim > 1]
+    if not names or any(k not in other or other[k].shape != own[k].shape for k in names):
+        return False
+    one, two = (torch.cat([part[k].flatten() for k in names]) for part in (own, other))
+    return float(torch.cosine_similarity(one, two.to(one), dim=0)) > KINDRED
 
 
 def _averaged(run: Path, name: str) -> dict[str, Tensor] | None:
