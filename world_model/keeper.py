@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from world_model.memory import KeyframeBank
-from world_model.recall import Views, retrieve, shrunk
+from world_model.recall import Views, doubted, retrieve, shrunk
 from world_model.recollection import COARSE_STEP, Recollection, nothing_held
 
 Pictures = Callable[[], NDArray[np.uint8]]
@@ -28,6 +28,7 @@ class Keeper:
     def __init__(self, recollection: Recollection, recalled: int) -> None:
         self._recollection, self._recalled = recollection, recalled
         self._small = WeakIdKeyDictionary()
+        self._doubt = WeakIdKeyDictionary()  # by the walls of banks: they change together with all else
 
     def offer(
         self, bank: KeyframeBank, z_BChw: Tensor, pose_B3: Tensor, tick: int, picture: Pictures
@@ -60,7 +61,10 @@ class Keeper:
         """All keyframes without their pictures."""
         assert bank.walls is not None
         blank = bank.walls.new_zeros(*bank.filled.shape, 0)
-        return Views(blank, bank.pose, bank.walls, bank.filled[:, None], age=_age(bank))
+        views = Views(blank, bank.pose, bank.walls, bank.filled[:, None], age=_age(bank))
+        if bank.walls not in self._doubt:
+            self._doubt[bank.walls] = doubted(views, views, self._recollection.lens)
+        return views._replace(doubt=self._doubt[bank.walls])
 
     def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         """The keyframes at these positions, to look at; without positions, such as hold nothing."""

@@ -45,7 +45,7 @@ class Views(NamedTuple):
     """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
     wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from; small
     (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them; age (B, K) in ticks, for
-    dreams whose reckoning goes astray with time."""
+    dreams whose reckoning goes astray with time; doubt (B, K, C - 1), see `doubted`, where it is known."""
 
     image: Tensor
     pose: Tensor
@@ -53,6 +53,7 @@ class Views(NamedTuple):
     held: Tensor
     small: Tensor | None = None
     age: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 class Lens(NamedTuple):
@@ -144,23 +145,25 @@ def wall_lines(views: Views, lens: Lens) -> Walls:
     """
     points = wall_points(views, lens)
     near = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
-    shown = joined(views) & near & views.held[:, 0, :, None]
+    doubt = doubted(views, views, lens) if views.doubt is None else views.doubt
+    shown = joined(views) & near & views.held[:, 0, :, None] & (doubt <= 0)
     start, end = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
-    shown = shown.flatten(1)
-    return Walls(start[:, None], end[:, None], (shown & _there(views, lens, (start + end) / 2))[:, None])
+    return Walls(start[:, None], end[:, None], shown.flatten(1)[:, None])
 
 
-def _there(views: Views, lens: Lens, xy_BN2: Tensor) -> Tensor:
-    """(B, N): whether not more keyframes see past a point of a wall than see a wall there."""
-    ahead, right = into_view(xy_BN2[:, None], views.pose[:, :, None])
+def doubted(views: Views, by: Views, lens: Lens) -> Tensor:
+    """(B, K, C - 1): by how many more keyframes of `by` see past each wall of `views` than see one there."""
+    points = wall_points(views, lens)
+    middle = ((points[:, :, :-1] + points[:, :, 1:]) / 2).flatten(1, 2)
+    ahead, right = into_view(middle[:, None], by.pose[:, :, None])
     across = right / (lens.spread * ahead.clamp(min=NEAR))
-    count = views.wall.shape[-1]
+    count = by.wall.shape[-1]
     column = ((across + 1) * (count / 2)).long().clamp(0, count - 1)
-    wall = views.wall.gather(2, column)
-    asked = (ahead > NEAR) & (across.abs() < 1) & views.held[:, 0, :, None]
+    wall = by.wall.gather(2, column)
+    asked = (ahead > NEAR) & (across.abs() < 1) & by.held[:, 0, :, None]
     past = asked & (ahead < wall / (1 + BESIDE))
     seen = asked & ~past & (ahead < wall * (1 + BESIDE))
-    return past.sum(1) <= seen.sum(1)
+    return (past.sum(1) - seen.sum(1)).view(*points.shape[:2], -1)
 
 
 def wall_depths(views: Views, lens: Lens, pose_BT3: Tensor, columns: int) -> Tensor:

@@ -24,6 +24,7 @@ from world_model.recall import (
     Views,
     Walls,
     colours,
+    doubted,
     finer,
     look,
     onto_plan,
@@ -244,11 +245,17 @@ class Recollection(nn.Module):
         """What `move` goes by: keyframes, without pictures, and the present latents, seen from `place`."""
         blank = views.image.new_zeros(*views.wall.shape[:2], 0)
         pose, walls = place.pose[:, None].float(), self.walls(z_FChw)[:, None].float()
+        here = Views(blank[:, :1], pose, walls, torch.ones_like(views.held[:, :1, :1]))
+        lens = self.lens
+        doubt = doubted(views, views, lens) if views.doubt is None else views.doubt
+        doubt = doubt + doubted(views, here, lens)
+        own = doubted(here, views, lens) + doubted(here, here, lens)
         return Views(
             torch.cat((blank, blank[:, :1]), 1),
             torch.cat((views.pose, pose), 1),
             torch.cat((views.wall, walls), 1),
-            torch.cat((views.held[:, :1], torch.ones_like(views.held[:, :1, :1])), 2),
+            torch.cat((views.held[:, :1], here.held), 2),
+            doubt=torch.cat((doubt, own), 1),
         )
 
     def around(self, walls: Walls, pose_B3: Tensor) -> Tensor:
