@@ -397,6 +397,21 @@ def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> N
     assert int(short.bank.born[short.bank.filled].min()) == 0
 
 
+def test_walls_are_doubted_once_a_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    obs = tiny_frames(30)
+    act, phase = np.full((1, 29), 1, np.int64), np.zeros(1, np.int64)
+    state = engine.start(engine.encode(obs)[None], act, phase, obs=obs[None])
+    keeper, recollection = engine._keeper, engine.model.dynamics.recollection
+    assert keeper is not None and recollection is not None and int(state.bank.filled.sum()) > 1
+    views = keeper.blank(state.bank)
+    fresh = recollection.felt(views._replace(doubt=None), state.place, state.z)
+    felt = recollection.felt(views, state.place, state.z)
+    assert felt.doubt is not None and fresh.doubt is not None and torch.equal(felt.doubt, fresh.doubt)
+    monkeypatch.setattr(keeping, "doubted", None)
+    keeper.blank(state.bank)
+
+
 def test_an_odometer_is_believed_when_it_is_far_off_or_nothing_else_is_known(
     recollection: Recollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
