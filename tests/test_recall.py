@@ -38,6 +38,8 @@ from world_model.recall import (
 )
 from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
 from world_model.settle import Alignment, fuse
+from world_model.training.recall_stage import Steps
+from world_model.training.survey_stage import SurveyBatch, varied
 from world_model.world import load_world
 
 LENS = Lens(torch.tensor(1.2), (-0.1, 0.2))
@@ -492,3 +494,24 @@ def test_a_picture_after_a_turn_is_turned_back(recollection: Recollection) -> No
     found, seen = turned_back(after.expand(-1, -1, 160, -1), torch.tensor([turn]), lens, aspect)
     assert 0.8 < float(seen.mean()) < 1.0
     torch.testing.assert_close(found, before * seen, atol=0.01, rtol=0)
+
+
+def test_a_step_in_a_mirror_is_a_step_in_a_mirror() -> None:
+    torch.manual_seed(0)
+    pictures = np.random.default_rng(0).integers(0, 190, (32, HEIGHT, WIDTH, 3), np.uint8)
+    depths = torch.rand(32, 64)
+    some = Steps(*(torch.zeros(32, 3),) * 2, *(torch.zeros(32),) * 4)
+    batch = SurveyBatch(pictures, depths, depths, depths, pictures, pictures, some)
+    made = varied(batch)
+    assert made.turned is not None and np.array_equal(made.before, made.after)
+    for i in range(32):
+        for got, mirrored in (
+            (made.pictures[i], not torch.equal(made.pictured[i], depths[i])),
+            (made.before[i], float(made.turned[i, 2]) < 0),
+        ):
+            expected = pictures[i, :, ::-1] if mirrored else pictures[i]
+            gain = got.sum((0, 1)) / expected.sum((0, 1))
+            assert np.abs(gain - 1).max() < 0.32
+            assert np.abs(got - expected * gain).max() < 3
+    assert {float(s) for s in made.turned[:, 2]} == {1.0, -1.0}
+    assert torch.equal(made.turned[:, 0], torch.ones(32))

@@ -6,7 +6,7 @@ ceiling level at two known heights, so that is enough to say what every pixel of
 and where it is seen from elsewhere. Looking from a pose means: where does each line of sight meet the walls
 of each keyframe, which keyframe shows that point best, and what colour is it there?
 
-Nothing here is learned but the field of view; the depths and poses are the dream's own (`recollection.py`).
+Nothing here is learned; the depths and poses are the dream's own (`recollection.py`).
 
 Axes: B dreams, T poses of each, K keyframes, C columns with a depth, R rows and L columns of lines of sight.
 Lengths are in half extents, poses as in `place.py`.

@@ -116,6 +116,8 @@ class RecallStage:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert world.dynamics.recollection is not None and world.tokenizer.decoder.detail is not None
         self.recollection: Recollection = world.dynamics.recollection
+        # The camera is what it is; learned, it makes up for walls that are off.
+        self.recollection.spread.requires_grad_(False)
         self._painter = world.tokenizer.decoder.detail
         show_what_was_handed(self._painter.out)
         for layer in (self._painter.enter, self._painter.correct):  # of these the stage `decoder` makes use

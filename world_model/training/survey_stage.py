@@ -7,7 +7,7 @@ pictures and in latents, and the odometer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ class SurveyBatch:
     before: NDArray[np.uint8]
     after: NDArray[np.uint8]
     steps: Steps
+    turned: Tensor | None = None
+    """What becomes of a motion in the mirror (N, 3), of pairs that are seen in one."""
 
 
 def surveying(world: WorldModel) -> nn.ModuleDict:
@@ -69,6 +71,7 @@ class SurveyStage:
         return _draw(self._data, self._steps, rng, PICTURES, FRAMES, PAIRS)
 
     def loss(self, batch: SurveyBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        batch = varied(batch)
         x, z = to_float(batch.pictures, self.device), batch.z.to(self.device)
         with mixed_precision(self.device.type):
             survey = self._miss(self._recollection.surveyor.measure(softened(x)), batch.pictured).mean()
@@ -85,13 +88,16 @@ class SurveyStage:
         steps = batch.steps.to(self.device)
         with torch.no_grad():
             turn = self._recollection.stride.coast(steps.place, steps.act, steps.phase)[:, 2]
+        mirror = torch.ones(3) if batch.turned is None else batch.turned
+        mirror = mirror.to(self.device)
+        turn = turn * mirror[..., 2]
         turn = turn * (torch.rand(len(turn), device=self.device) >= misled).float()
         before, after = (
             torch.from_numpy(x).to(self.device).permute(0, 3, 1, 2) for x in (batch.before, batch.after)
         )
         told = self._recollection.stepped(before, after, turn)
         unit = told.new_tensor(MOTION_ERROR)
-        return told / unit, steps.motion / unit
+        return told / unit, steps.motion * mirror / unit
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
@@ -109,6 +115,35 @@ class SurveyStage:
             "way_median": float(way.median()),
             "way_mean": float(way.mean()),
         }
+
+
+LIGHT = 0.3
+"""By how much the light of a picture may be off, colour by colour."""
+
+
+def varied(batch: SurveyBatch) -> SurveyBatch:
+    """The same with pictures in other light, half of them in a mirror: mazes of other textures are no other
+    geometry."""
+    flipped, turned = torch.rand(len(batch.pictures)) < 0.5, torch.rand(len(batch.before)) < 0.5
+    pictures = _mirrored(_lit(batch.pictures, _light(len(batch.pictures))), flipped.numpy())
+    light = _light(len(batch.before))
+    before, after = (_mirrored(_lit(x, light), turned.numpy()) for x in (batch.before, batch.after))
+    sign = torch.where(turned[:, None], torch.tensor([1.0, -1.0, -1.0]), 1.0)
+    swapped = replace(batch, pictures=pictures, before=before, after=after, turned=sign)
+    return replace(swapped, pictured=torch.where(flipped[:, None], batch.pictured.flip(-1), batch.pictured))
+
+
+def _light(count: int) -> NDArray[np.float32]:
+    gain: NDArray[np.float32] = (1 + LIGHT * (2 * torch.rand(count, 1, 1, 3) - 1)).numpy()
+    return gain
+
+
+def _lit(pictures: NDArray[np.uint8], light: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.minimum(pictures * light, 255).astype(np.uint8)
+
+
+def _mirrored(pictures: NDArray[np.uint8], which: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(which[:, None, None, None], pictures[:, :, ::-1], pictures)
 
 
 def _draw(
