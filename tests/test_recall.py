@@ -38,7 +38,7 @@ from world_model.recall import (
 )
 from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
 from world_model.settle import Alignment, fuse
-from world_model.training.recall_stage import Steps
+from world_model.training.stride_stage import Steps
 from world_model.training.survey_stage import SurveyBatch, varied
 from world_model.world import load_world
 
@@ -238,7 +238,9 @@ def test_a_wall_across_an_open_door_is_not_believed_in(recollection: Recollectio
     alone = recollection.move(nowhere, torch.tensor([1]), torch.tensor([0]), views)
     assert float(alone.pose[0, 0]) < 0.03
     others = keyframes([[-0.1, 0.0, 0.0], [-0.2, 0.0, 0.0]], recollection.columns)
-    doubted = Views(*(torch.cat((a, b), i) for a, b, i in zip(views[:4], others[:4], (1, 1, 1, 2), strict=True)))
+    doubted = Views(
+        *(torch.cat((a, b), i) for a, b, i in zip(views[:4], others[:4], (1, 1, 1, 2), strict=True))
+    )
     free = recollection.move(nowhere, torch.tensor([1]), torch.tensor([0]), doubted)
     assert float(free.pose[0, 0]) == pytest.approx(0.04)
 

@@ -92,8 +92,8 @@ def onto_plan(ahead: Tensor, right: Tensor, pose: Tensor) -> Tensor:
 
 
 def turned_back(image: Tensor, turn_F: Tensor, lens: Lens, aspect: float) -> tuple[Tensor, Tensor]:
-    """Pictures (F, C, h, w), in float, taken after a turn to the left by `turn_F` -> what of each was to be seen
-    before it, as it was seen then, and where that is (F, 1, h, w), 1 or 0.
+    """Pictures (F, C, h, w), in float, taken after a turn to the left by `turn_F` -> what of each was to be
+    seen before it, as it was seen then, and where that is (F, 1, h, w), 1 or 0.
 
     aspect: height of the picture by its width.
     """
@@ -120,7 +120,7 @@ def joined(views: Views) -> Tensor:
 
 
 class Walls(NamedTuple):
-    """Walls near keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which of them count (B, 1, N)."""
+    """Walls near keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which count (B, 1, N)."""
 
     start: Tensor
     end: Tensor

@@ -147,9 +147,9 @@ class Stride(nn.Module):
 class Odometer(nn.Module):
     """Two pictures in a row -> the motion (F, 3) between them.
 
-    The turn is expected, and well known but at the start of a context; the second picture is turned back by it,
-    which leaves the way to be seen. The way is not told: who expects a step believes in it, and what an odometer
-    is for is the wall that nobody remembers.
+    The turn is expected, and well known but at the start of a context; the second picture is turned back by
+    it, which leaves the way to be seen. The way is not told: who expects a step believes in it, and what an
+    odometer is for is the wall that nobody remembers.
     """
 
     def __init__(self, grid: tuple[int, int], dim: int = 48, wide: int = 64) -> None:
@@ -265,8 +265,8 @@ class Recollection(nn.Module):
         return (walls.nearest(feelers) - feelers).norm(dim=-1).clamp(max=FREE)
 
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
-        """The place after a tick with this action (B,), by dead reckoning; who comes too near to a wall slides
-        along it.
+        """The place after a tick with this action (B,), by dead reckoning; who comes too near to a wall
+        slides along it.
 
         views: what is `felt`, one pose each.
         """
@@ -297,7 +297,8 @@ class Recollection(nn.Module):
         return here
 
     def stepped(self, before_F3HW: Tensor, after_F3HW: Tensor, turn_F: Tensor) -> Tensor:
-        """The motion (F, 3) between two pictures uint8 in a row, by what is to be seen; the turn is expected."""
+        """The motion (F, 3) between two pictures uint8 in a row, by what is to be seen. The turn is
+        expected."""
         before, after = (shrunk(x[:, None], 2)[:, 0] for x in (before_F3HW, after_F3HW))
         told: Tensor = self.odometer(before, after, turn_F.float(), self.lens)
         return told

@@ -65,8 +65,14 @@ STAGES = {
 }
 
 
+def imagining(world: WorldModel) -> nn.ModuleDict:
+    """What these stages train. The sense of place is other stages': a checkpoint that held it too would bring
+    back an old one."""
+    return nn.ModuleDict({"trunk": world.dynamics.trunk, "head": world.dynamics.head})
+
+
 class DynamicsStage:
-    """One of `STAGES`. `model` is the dynamics; `latent_std` scales the loss."""
+    """One of `STAGES`. `model` is trunk and head, whichever of them moves."""
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class DynamicsStage:
         self.name, self.config = config.name, config
         self.device = torch.device(device)
         self._world, self._data, self._preview = world, data, preview
-        self.model: nn.Module = world.dynamics
+        self.model: nn.Module = imagining(world)
         self.dynamics: Dynamics = world.dynamics
         self.dynamics.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dynamics.requires_grad_(False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,25 +20,27 @@ from world_model.data.dataset import LatentDataset, action_history
 from world_model.data.remembered import Held
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
-from world_model.place import HISTORY, Place, compose, motion_between, wrap
+from world_model.place import Place, compose, motion_between, wrap
 from world_model.precision import mixed_precision, native_dtype
 from world_model.recall import Views
 from world_model.recollection import DEPTHS, Recollection, show_what_was_handed
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8
 from world_model.training.pictures import save_rows
+from world_model.training.stride_stage import (
+    MOTION_BETA,
+    MOTION_ERROR,
+    UNKNOWN,
+    Steps,
+    all_steps,
+    coast_loss,
+)
 
 FRAMES, PICTURES, WALKS = 64, 4, 16
 SURVEYED = 16
 """Pictures in which walls are measured."""
 STEPS = 768
 """Single ticks from which the way is learned that one moves where nothing is near."""
-UNKNOWN = 0.1
-"""Part of them of which fewer past actions are known than usual."""
 TICKS = 16
-MOTION_ERROR = (0.002, 0.002, 0.01)
-"""Unit of the motion loss: about one map unit, half a degree."""
-MOTION_BETA = 0.1
-"""Of these units. Errors above it cost by their size: a tick against a wall must not rule the others."""
 SOFT_NOISE = 0.1
 """Of pictures as a dream may hold them."""
 POSE_ERROR = (math.log(0.0002), math.log(0.002))
@@ -73,26 +74,6 @@ class RecallBatch:
     surveyed: NDArray[np.uint8]
     survey: Tensor
     steps: Steps
-
-
-class Steps(NamedTuple):
-    """Single ticks: last (N, 3) the motion before, motion (N, 3), history (N, HISTORY), act, phase (N,), and
-    at (N, 2), the episode and the frame from which the motion leads to the next."""
-
-    last: Tensor
-    motion: Tensor
-    history: Tensor
-    act: Tensor
-    phase: Tensor
-    at: Tensor
-
-    def to(self, device: torch.device) -> Steps:
-        return Steps(*(part.to(device) for part in self))
-
-    @property
-    def place(self) -> Place:
-        """Where each begins, as far as a stride asks."""
-        return Place(self.last * 0, self.last, self.last * 0, self.history)
 
 
 def recollecting(world: WorldModel) -> nn.ModuleDict:
@@ -140,22 +121,11 @@ class RecallStage:
             surveyed = (measured - depths.clamp(*DEPTHS).log()).abs().mean()
             moved = self._walk_loss(batch)
             painted, glanced = self._picture_loss(batch)
-        coasted = self._coast_loss(batch.steps, UNKNOWN)
+        coasted = coast_loss(self.recollection.stride, batch.steps.to(self.device), UNKNOWN)
         metrics = {"paint": painted, "seen": glanced, "range": ranged, "survey": surveyed, "coast": coasted}
         metrics["motion"] = moved
         total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed + 0.2 * (moved + coasted)
         return total, {k: v.item() for k, v in metrics.items()}
-
-    def _coast_loss(self, steps: Steps, unknown: float) -> Tensor:
-        """Mean error of single ticks by the stride that knows no walls: near most there are none."""
-        steps = steps.to(self.device)
-        count = (len(steps.act), 1)
-        known = torch.randint(0, HISTORY, count, device=self.device)
-        known = torch.where(torch.rand(count, device=self.device) < unknown, known, HISTORY)
-        newest = torch.arange(HISTORY, 0, -1, device=self.device)
-        steps = steps._replace(history=torch.where(newest <= known, steps.history, -1))
-        miss = self.recollection.stride.coast(steps.place, steps.act, steps.phase) - steps.motion
-        return (miss / miss.new_tensor(MOTION_ERROR)).abs().mean()
 
     def _picture_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
         """What keyframes show of a picture against the picture and its latent, where they show it."""
@@ -230,7 +200,7 @@ class RecallStage:
             "glance_psnr": float(np.mean(glanced)),
             "range_percent": 100 * float((told - batch.walls.clamp(*DEPTHS).log()).abs().median()),
             "survey_percent": 100 * float((measured - batch.survey.clamp(*DEPTHS).log()).abs().median()),
-            "coast": float(self._coast_loss(batch.steps, 0.0)),
+            "coast": float(coast_loss(self.recollection.stride, batch.steps.to(self.device), 0.0)),
         }
         return scores | self._walked(batch)
 
@@ -240,7 +210,9 @@ class RecallStage:
         start, ticks = batch.tracks[:, 1], batch.act.shape[1]
         place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
         for t in range(ticks):
-            now = self.recollection.felt(views._replace(held=views.held[:, t : t + 1]), place, batch.walk[:, t])
+            now = self.recollection.felt(
+                views._replace(held=views.held[:, t : t + 1]), place, batch.walk[:, t]
+            )
             place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
         miss = (place.pose[:, :2] - batch.tracks[:, -1, :2]).norm(dim=1) * self._world.config.pose_scale
         turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
@@ -301,19 +273,3 @@ def _draw(
         torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in surveyed])),
         Steps(*(part[some] for part in steps)),
     )
-
-
-def all_steps(data: LatentDataset) -> Steps:
-    """Every tick of the episodes but their first."""
-    parts: list[Steps] = []
-    for i, episode in enumerate(data.episodes):
-        pose = data.pose(i)
-        assert pose is not None
-        motion = motion_between(torch.from_numpy(pose[:-1]), torch.from_numpy(pose[1:]))
-        actions = torch.from_numpy(np.asarray(episode.actions).astype(np.int64))
-        phase = torch.from_numpy(np.asarray(episode.phases).astype(np.int64))
-        before = F.pad(actions, (HISTORY, 0), value=-1).unfold(0, HISTORY, 1)
-        ticks = torch.arange(1, len(actions))
-        at = torch.stack((torch.full_like(ticks, i), ticks), 1)
-        parts.append(Steps(motion[:-1], motion[1:], before[1 : len(actions)], actions[1:], phase[1:], at))
-    return Steps(*(torch.cat(part) for part in zip(*parts, strict=True)))

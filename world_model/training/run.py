@@ -29,20 +29,21 @@ from world_model.recall import Lens
 from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing
 from world_model.training.decoder_stage import DecoderStage, drawing
-from world_model.training.dynamics_stage import STAGES, DynamicsStage
+from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
 from world_model.training.recall_stage import RecallStage, recollecting
+from world_model.training.stride_stage import StrideStage, striding
 from world_model.training.survey_stage import SurveyStage, surveying
 from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStage, encode_frames
 from world_model.types import FPS, DataError
 from world_model.weights import load_model
 
-ORDER = ("tokenizer", "place", "recall", "survey", "align", "trunk", "head", "rollout", "decoder")
+ORDER = ("tokenizer", "place", "recall", "stride", "survey", "align", "trunk", "head", "rollout", "decoder")
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
-RECALL = ("recall", "survey")
+RECALL = ("recall", "stride", "survey")
 """What only a world has that is new every time."""
 ALIGN = ("align",)
 """And what needs one of the two."""
@@ -53,7 +54,8 @@ SHARES = {
     "place": 0.12,
     "align": 0.03,
     "recall": 0.12,
-    "survey": 0.06,
+    "stride": 0.02,
+    "survey": 0.12,
     "trunk": 0.3,
     "head": 0.13,
     "rollout": 0.25,
@@ -66,6 +68,7 @@ RATES = {
     "place": (1e-3, 0.015),
     "align": (1.5e-3, 0.015),
     "recall": (1e-3, 0.01),
+    "stride": (1e-3, 0.01),
     "survey": (1e-3, 0.01),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
@@ -228,6 +231,8 @@ class _Material:
             return AudioStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "recall":
             return RecallStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "stride":
+            return StrideStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "survey":
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
@@ -345,37 +350,37 @@ def _load_stage(world: WorldModel, run: Path, name: str) -> None:
         return
     part = _part(world, name)
     assert part is not None, f"{run} is of a world with poses or sound that this one lacks"
-    part.load_state_dict(average)
+    own = part.state_dict()
+    part.load_state_dict({k: v for k, v in average.items() if k in own})
 
 
 def _begin_with(world: WorldModel, start: Path, name: str) -> None:
     """Takes from another run or world what a stage can use: what has the same name and shape."""
     part = _part(world, name)
     assert part is not None
-    if (start / WEIGHTS_NAME).exists():
-        other = _part(load_model(start), name)
-        found = {} if other is None else other.state_dict()
-    else:
-        found = _averaged(start, name) or {}
+    if not (start / WEIGHTS_NAME).exists() and not (start / f"{name}.safetensors").exists():
+        return
+    other = load_model(start) if (start / WEIGHTS_NAME).exists() else load_run(start)
+    theirs = _part(other, name)
+    found = {} if theirs is None else theirs.state_dict()
     own = part.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
-    if part is world.dynamics:  # the place is this run's own: its other half would not know a foreign one
-        fitting = {k: v for k, v in fitting.items() if not k.startswith(("place.", "recollection."))}
     part.load_state_dict(fitting, strict=False)
-    if part is world.dynamics and fitting and not _kindred(own, found):
+    if name in STAGES and fitting and not _kindred(world, other):
         world.dynamics.unlearn_seen()
 
 
 KINDRED = 0.5
 
 
-def _kindred(own: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def _kindred(world: WorldModel, other: WorldModel) -> bool:
     """Whether one sense of place grew from the other: then what it shows is read as it was. Weights that were
     drawn apart are at right angles."""
+    own, theirs = world.dynamics.state_dict(), other.dynamics.state_dict()
     names = [k for k in own if ".glance." in k and own[k].ndim > 1]
-    if not names or any(k not in other or other[k].shape != own[k].shape for k in names):
+    if not names or any(k not in theirs or theirs[k].shape != own[k].shape for k in names):
         return False
-    one, two = (torch.cat([part[k].flatten() for k in names]) for part in (own, other))
+    one, two = (torch.cat([part[k].flatten() for k in names]) for part in (own, theirs))
     return float(torch.cosine_similarity(one, two.to(one), dim=0)) > KINDRED
 
 
@@ -400,12 +405,14 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return world.aligner
         case "recall":
             return recollecting(world) if world.dynamics.recollection is not None else None
+        case "stride":
+            return striding(world) if world.dynamics.recollection is not None else None
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:
-            return world.dynamics
+            return imagining(world)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -21,7 +21,8 @@ from world_model.dream import WorldModel
 from world_model.precision import mixed_precision
 from world_model.recollection import DEPTHS
 from world_model.tokenizer import to_float
-from world_model.training.recall_stage import MOTION_BETA, MOTION_ERROR, Steps, all_steps, noised, softened
+from world_model.training.recall_stage import noised, softened
+from world_model.training.stride_stage import MOTION_BETA, MOTION_ERROR, Steps, all_steps
 
 PICTURES, FRAMES, PAIRS = 16, 64, 64
 MISLED = 0.1
