@@ -260,7 +260,8 @@ class DreamEngine:
         think: bool = True,
     ) -> DreamState:
         """A tick whose outcome is a real frame's latent; `real` (B, 2, H, W, 3) are the pictures of the
-        moment before it and of its own. Without `think` it is held in memory, and the trunk hears nothing of it."""
+        moment before it and of its own. Without `think` it is held in memory, and the trunk hears nothing
+        of it."""
         before = None if real is None else lambda: real[:, 0]
         after = self._trunk(state, act_B, before)[0] if think else self._move(state, act_B, before)[0]
         return self.look(replace(after, z=z_BChw), state, real)
