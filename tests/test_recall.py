@@ -423,13 +423,15 @@ def test_an_odometer_is_believed_when_it_is_far_off_or_nothing_else_is_known(
     nowhere = PlaceModel.nowhere(1, "cpu")
     known = nowhere._replace(history=torch.zeros_like(nowhere.history))
 
-    def moved(place: Place, told: list[float]) -> list[float]:
-        monkeypatch.setattr(recollection.odometer, "forward", lambda *_: torch.tensor([told]))
+    def moved(place: Place, told: list[float], error: float = 0.001) -> list[float]:
+        seen = torch.tensor([told]), torch.tensor([error])
+        monkeypatch.setattr(recollection.odometer, "forward", lambda *_: seen)
         found: list[float] = recollection.correct(picture, picture, place, place).motion[0].tolist()
         return found
 
-    assert moved(known, [0.001, 0.0, 0.5]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
+    assert moved(known, [0.001, 0.0, 0.5]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-4)
     assert moved(known, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.0], abs=1e-3)
+    assert moved(known, [0.05, 0.0, 0.5], error=0.1) == pytest.approx([0.0, 0.0, 0.0], abs=1e-3)
     assert moved(nowhere, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.5], abs=1e-3)
 
 

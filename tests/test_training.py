@@ -26,6 +26,7 @@ from world_model.training import publish as publishing
 from world_model.training import tokenizer_stage
 from world_model.training.card import add_scores, sparkline
 from world_model.training.decoder_stage import DecoderStage, drawing, pattern_loss, texture_loss
+from world_model.training.dynamics_stage import imagining
 from world_model.training.loop import StageConfig, Trainer, schedule
 from world_model.training.optim import build_optimizer, orthogonalise
 from world_model.training.preview import RolloutPreview
@@ -179,10 +180,9 @@ def test_load_run_lays_later_stages_over_earlier_ones(run: TrainConfig) -> None:
     drawn = drawing(world).state_dict()
     for name, value in drawn.items():
         torch.testing.assert_close(value, decoder[f"average/{name}"])
-    redrawn = ("place.map.gaze.", "place.map.surfaces.fine.")
-    for name, value in world.dynamics.state_dict().items():
-        if not name.startswith(redrawn):
-            torch.testing.assert_close(value, rollout[f"average/{name}"])
+    for name, value in imagining(world).state_dict().items():
+        torch.testing.assert_close(value, rollout[f"average/{name}"])
+    assert not any("average/place." in name for name in rollout), "an old sense of place would come back"
 
 
 def test_schedule_warms_up_holds_and_anneals() -> None:
@@ -230,7 +230,7 @@ def test_a_run_can_begin_with_the_weights_of_another(run: TrainConfig, tmp_path:
         for name, value in old.items():
             if name.startswith("average/"):
                 begun = new[name.replace("average/", "model/")]  # one step later, at the rate of a warm-up
-                torch.testing.assert_close(begun, value, rtol=0, atol=2e-3)
+                torch.testing.assert_close(begun, value, rtol=0, atol=6e-3)
 
 
 def test_a_run_can_begin_with_the_weights_of_a_world(run: TrainConfig, tmp_path: Path) -> None:

@@ -41,12 +41,16 @@ DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
 """Standard deviation of a tick that was put right by an odometer."""
-ODOMETER_DOUBT = (0.004, 0.006)
-"""How far (half extents) the odometer has to be from the stride to be believed by half: while actions before
-the context are unknown, and from then on. The stride is the better by far, but for one who runs into
-something that nobody remembers. Of headings the odometer is believed at first and not at all afterwards."""
+ODOMETER_DOUBT = 0.002
+"""How far (half extents) the odometer has to be from the stride to be believed by half, and `ODOMETER_TRUST`
+times the error that it expects of itself if that is more. The stride is the better by far, but for one who
+runs into something that nobody remembers. Of headings the odometer is believed while actions before the
+context are unknown, and not at all afterwards."""
+ODOMETER_TRUST = 3.0
 SEEN_UNIT = (0.02, 0.02, 0.02)
 """Of what an odometer tells."""
+ODOMETER_UNIT, SURE = 0.001, (-4.0, 4.0)
+"""Of the error that it expects of itself, and the range of the log of that."""
 BODY = 0.025
 """How near the player gets to a remembered wall, in half extents."""
 PACES = 3
@@ -145,7 +149,8 @@ class Stride(nn.Module):
 
 
 class Odometer(nn.Module):
-    """Two pictures in a row -> the motion (F, 3) between them.
+    """Two pictures in a row -> the motion (F, 3) between them, and the error (F,) of the way that is to be
+    expected, in half extents: with nothing near, a step hardly shows.
 
     The turn is expected, and well known but at the start of a context; the second picture is turned back by
     it, which leaves the way to be seen. The way is not told: who expects a step believes in it, and what an
@@ -177,11 +182,13 @@ class Odometer(nn.Module):
             nn.Linear(4 * grid[0] * grid[1], 128),
             nn.SiLU(),
         )
-        self.out = nn.Linear(128, 3)
+        self.out = nn.Linear(128, 4)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, before_F3hw: Tensor, after_F3hw: Tensor, turn_F: Tensor, lens: Lens) -> Tensor:
+    def forward(
+        self, before_F3hw: Tensor, after_F3hw: Tensor, turn_F: Tensor, lens: Lens
+    ) -> tuple[Tensor, Tensor]:
         """Pictures in [-1, 1], of half the size; the turn in radians."""
         h, w = before_F3hw.shape[2:]
         turned, seen = turned_back(after_F3hw, turn_F, lens, h / w)
@@ -189,8 +196,9 @@ class Odometer(nn.Module):
         first = self.layers[1]
         assert isinstance(first, nn.Conv2d)
         x = self.layers(x.to(first.weight.dtype, memory_format=torch.channels_last))
-        told: Tensor = self.out(x).float() * turn_F.new_tensor(SEEN_UNIT)
-        return told + F.pad(turn_F[:, None], (2, 0))
+        told: Tensor = self.out(x).float()
+        motion = told[:, :3] * turn_F.new_tensor(SEEN_UNIT) + F.pad(turn_F[:, None], (2, 0))
+        return motion, told[:, 3].clamp(*SURE).exp() * ODOMETER_UNIT
 
 
 class Recollection(nn.Module):
@@ -296,20 +304,21 @@ class Recollection(nn.Module):
             here = here + way + push
         return here
 
-    def stepped(self, before_F3HW: Tensor, after_F3HW: Tensor, turn_F: Tensor) -> Tensor:
-        """The motion (F, 3) between two pictures uint8 in a row, by what is to be seen. The turn is
-        expected."""
+    def stepped(self, before_F3HW: Tensor, after_F3HW: Tensor, turn_F: Tensor) -> tuple[Tensor, Tensor]:
+        """The motion (F, 3) between two pictures uint8 in a row, by what is to be seen, and the error (F,) of
+        the way that is to be expected. The turn is told."""
         before, after = (shrunk(x[:, None], 2)[:, 0] for x in (before_F3HW, after_F3HW))
-        told: Tensor = self.odometer(before, after, turn_F.float(), self.lens)
+        told: tuple[Tensor, Tensor] = self.odometer(before, after, turn_F.float(), self.lens)
         return told
 
     def correct(self, before_F3HW: Tensor, after_F3HW: Tensor, start: Place, end: Place) -> Place:
         """`end`, put right by the two real pictures, uint8, that were seen at `start` and there."""
-        surprise = self.stepped(before_F3HW, after_F3HW, end.motion[:, 2]) - end.motion
+        motion, error = self.stepped(before_F3HW, after_F3HW, end.motion[:, 2])
+        surprise = motion - end.motion
         unknown = (end.history < 0).any(-1, keepdim=True)
-        doubt = torch.where(unknown, *ODOMETER_DOUBT) ** 4
-        much = surprise[:, :2].square().sum(-1, keepdim=True).square()
-        trust = torch.cat(((much / (much + doubt)).expand(-1, 2), unknown.float()), -1)
+        doubt = (ODOMETER_TRUST * error).clamp(min=ODOMETER_DOUBT)[:, None]
+        much = surprise[:, :2].norm(dim=-1, keepdim=True) / doubt
+        trust = torch.cat(((much**4 / (1 + much**4)).expand(-1, 2), unknown.float()), -1)
         motion = end.motion + trust * surprise
         variance = start.variance + end.pose.new_tensor(ODOMETER_ERROR).square()
         return end._replace(pose=compose(start.pose, motion), motion=motion, variance=variance)

@@ -1,7 +1,8 @@
 """Stage `stride`: how an action moves the player where nothing is near, in very many very small steps.
 
 Errors of a stride add up for as long as a dream lasts, and nothing corrects them. What it learns hangs on
-numbers alone, so it can see every tick of the data many times in minutes.
+numbers alone, so it can see every tick of the data many times in minutes. It walks by its own last motion, as
+in a dream: who learns single ticks alone learns a momentum that grows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from world_model.data.dataset import LatentDataset
 from world_model.dream import WorldModel
-from world_model.place import HISTORY, Place, motion_between
+from world_model.place import HISTORY, Place, compose, motion_between, wrap
 from world_model.recollection import Stride
 
 MOTION_ERROR = (0.002, 0.002, 0.01)
@@ -25,7 +26,9 @@ MOTION_BETA = 0.1
 """Of these units. Errors above it cost by their size: a tick against a wall must not rule the others."""
 UNKNOWN = 0.1
 """Part of the ticks of which fewer past actions are known than usual."""
-BATCH = 2048
+WALKS, TICKS = 256, 16
+HINDERED = 1.0
+"""Error of a tick, in the unit of the loss, from which on something is in the way: the walk ends there."""
 
 
 class Steps(NamedTuple):
@@ -67,24 +70,59 @@ class StrideStage:
         self._stride = world.dynamics.recollection.stride
         self._units = world.config.pose_scale
         self._steps, self._held_steps = all_steps(data), all_steps(held_out)
+        self._starts = _starts(self._steps)
 
     def batch(self, rng: np.random.Generator, done: float) -> Steps:
-        some = torch.from_numpy(rng.integers(0, len(self._steps.act), BATCH))
-        return Steps(*(part[some] for part in self._steps))
+        first = self._starts[torch.from_numpy(rng.integers(0, len(self._starts), WALKS))]
+        return _walks(self._steps, first)
 
     def loss(self, batch: Steps, done: float) -> tuple[Tensor, dict[str, float]]:
-        loss = coast_loss(self._stride, batch.to(self.device), UNKNOWN)
-        return loss, {"coast": loss.item()}
+        batch = batch.to(self.device)
+        coast = coast_loss(self._stride, Steps(*(part.flatten(0, 1) for part in batch)), UNKNOWN)
+        walked = walk_loss(self._stride, batch)
+        return coast + walked, {"coast": coast.item(), "walked": walked.item()}
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
-        """Median errors of a tick, in map units and degrees."""
-        steps = self._held_steps.to(self.device)
+        """Median errors of a tick, in map units and degrees; mean tick of walks, in units of the loss."""
+        held, steps = self._held_steps, self._held_steps.to(self.device)
+        walks = _walks(held, _starts(held)[::TICKS]).to(self.device)
         miss = self._stride.coast(steps.place, steps.act, steps.phase) - steps.motion
         return {
             "units": self._units * float(miss[:, :2].norm(dim=1).median()),
             "degrees": float(miss[:, 2].abs().rad2deg().median()),
+            "walked": float(walk_loss(self._stride, walks)),
         }
+
+
+def _starts(steps: Steps) -> Tensor:
+    """Where walks of `TICKS` ticks can begin."""
+    first = torch.arange(len(steps.act) - TICKS + 1)
+    return first[steps.at[first, 0] == steps.at[first + TICKS - 1, 0]]
+
+
+def _walks(steps: Steps, first: Tensor) -> Steps:
+    """The ticks of walks: (W, TICKS, ...)."""
+    index = first[:, None] + torch.arange(TICKS)
+    return Steps(*(part[index] for part in steps))
+
+
+def walk_loss(stride: Stride, walks: Steps) -> Tensor:
+    """Mean error of the motion and of the place, tick by tick, of walks by one's own last motion."""
+    unit = walks.motion.new_tensor(MOTION_ERROR)
+    with torch.no_grad():
+        told = stride.coast(walks.place, walks.act, walks.phase)
+        free = (((told - walks.motion) / unit).abs().amax(-1) < HINDERED).float().cumprod(1)
+    motion, total = walks.last[:, 0], torch.zeros((), device=unit.device)
+    own = real = torch.zeros_like(motion)
+    for t in range(walks.act.shape[1]):
+        place = Place(motion * 0, motion, motion * 0, walks.history[:, t])
+        motion = stride.coast(place, walks.act[:, t], walks.phase[:, t])
+        own, real = compose(own, motion), compose(real, walks.motion[:, t])
+        away = torch.cat(((own - real)[:, :2], wrap((own - real)[:, 2:])), 1)
+        miss = (motion - walks.motion[:, t]).abs() + 0.3 * away.abs()
+        total = total + (miss / unit).mean(-1) @ free[:, t]
+    return total / free.sum().clamp(min=1)
 
 
 def coast_loss(stride: Stride, steps: Steps, unknown: float) -> Tensor:

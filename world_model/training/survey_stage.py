@@ -77,15 +77,23 @@ class SurveyStage:
         with mixed_precision(self.device.type):
             survey = self._miss(self._recollection.surveyor.measure(softened(x)), batch.pictured).mean()
             ranged = self._miss(self._recollection.rangefinder(noised(z)), batch.walls).mean()
-            steered = F.smooth_l1_loss(*self._pairs(batch, MISLED), beta=MOTION_BETA)
+            steered = self._steered(batch)
         metrics = {"survey": survey, "range": ranged, "odometer": steered}
         return survey + ranged + steered, {k: v.item() for k, v in metrics.items()}
 
     def _miss(self, told: Tensor, depth: Tensor) -> Tensor:
         return (told - depth.to(self.device).clamp(*DEPTHS).log()).abs()
 
-    def _pairs(self, batch: SurveyBatch, misled: float) -> tuple[Tensor, Tensor]:
-        """What the odometer tells of each tick, and the truth, in units of `MOTION_ERROR`."""
+    def _steered(self, batch: SurveyBatch) -> Tensor:
+        """The odometer's loss: of a way, how unlikely it is if errors are as large as it expects them."""
+        told, truth, error = self._pairs(batch, MISLED)
+        miss = F.smooth_l1_loss(told, truth, beta=MOTION_BETA, reduction="none")
+        unlikely = miss[:, :2].sum(-1) / error + 2 * error.log()
+        return (unlikely + miss[:, 2]).mean() / 3
+
+    def _pairs(self, batch: SurveyBatch, misled: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What the odometer tells of each tick, the truth, and the error (N,) of the way that it expects, in
+        units of `MOTION_ERROR`."""
         steps = batch.steps.to(self.device)
         with torch.no_grad():
             turn = self._recollection.stride.coast(steps.place, steps.act, steps.phase)[:, 2]
@@ -96,9 +104,9 @@ class SurveyStage:
         before, after = (
             torch.from_numpy(x).to(self.device).permute(0, 3, 1, 2) for x in (batch.before, batch.after)
         )
-        told = self._recollection.stepped(before, after, turn)
+        told, error = self._recollection.stepped(before, after, turn)
         unit = told.new_tensor(MOTION_ERROR)
-        return told / unit, steps.motion * mirror / unit
+        return told / unit, steps.motion * mirror / unit, error / MOTION_ERROR[0]
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
@@ -108,13 +116,15 @@ class SurveyStage:
             pictures = to_float(batch.pictures, self.device)
             survey = self._miss(self._recollection.surveyor.measure(pictures), batch.pictured)
             ranged = self._miss(self._recollection.rangefinder(batch.z.to(self.device)), batch.walls)
-            told, truth = self._pairs(batch, 0.0)
-        way = (told - truth)[:, :2].norm(dim=1) * MOTION_ERROR[0] * 1000
+            told, truth, error = self._pairs(batch, 0.0)
+        unit = MOTION_ERROR[0] * 1000
+        way = (told - truth)[:, :2].norm(dim=1) * unit
         return {
             "survey_percent": 100 * float(survey.median()),
             "range_percent": 100 * float(ranged.median()),
             "way_median": float(way.median()),
             "way_mean": float(way.mean()),
+            "way_expected": unit * float(error.mean()),
         }
 
 

@@ -96,7 +96,7 @@ class TokenizerPreview:
             "psnr": float(scores.mean()),
             "worst": float(scores.min()),
             "ssim": float(np.mean([ssim(a, b) for a, b in zip(out, frames, strict=True)])),
-            "sharpness": sum(map(laplacian_energy, out)) / sum(map(laplacian_energy, frames)),
+            "sharpness": sum(map(laplacian_energy, out)) / max(sum(map(laplacian_energy, frames)), 1e-6),
             **self._parts(out),
         }
 
