@@ -38,8 +38,8 @@ from world_model.recall import (
 )
 from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
 from world_model.settle import Alignment, fuse
-from world_model.training.stride_stage import Steps
-from world_model.training.survey_stage import SurveyBatch, varied
+from world_model.training.stride_stage import Steps, walk_loss
+from world_model.training.survey_stage import SurveyBatch, odometer_loss, varied
 from world_model.world import load_world
 
 LENS = Lens(torch.tensor(1.2), (-0.1, 0.2))
@@ -266,6 +266,37 @@ def test_motion_is_linear_in_the_last_one_where_no_wall_is_near(recollection: Re
     torch.testing.assert_close(doubled - single, single - none, rtol=1e-4, atol=1e-7)
     assert not torch.equal(single, none)
     assert not torch.allclose(moved(1.0, wall), single)
+
+
+def straight_walk(ticks: int) -> Steps:
+    """One walk, as `walks_ahead`."""
+    motion = torch.tensor([0.04, 0.0, 0.0]).repeat(1, ticks, 1)
+    none = torch.zeros(1, ticks, dtype=torch.long)
+    return Steps(motion, motion, torch.zeros(1, ticks, HISTORY, dtype=torch.long), none, none, none)
+
+
+def test_a_stride_is_judged_by_where_its_own_motion_leads(recollection: Recollection) -> None:
+    walks_ahead(recollection)
+    assert float(walk_loss(recollection.stride, straight_walk(6))) == pytest.approx(0, abs=1e-4)
+    recollection.stride.free.out.bias[9] = 2.02
+    short, long = (float(walk_loss(recollection.stride, straight_walk(ticks))) for ticks in (1, 6))
+    assert long > 1.5 * short > 0
+
+
+def test_a_stride_is_not_judged_by_walls(recollection: Recollection) -> None:
+    walks_ahead(recollection)
+    walk = straight_walk(6)
+    motion = walk.motion.clone()
+    motion[:, 3:] = 0  # it runs into something
+    assert float(walk_loss(recollection.stride, walk._replace(motion=motion))) == pytest.approx(0, abs=1e-4)
+
+
+def test_an_odometer_learns_how_far_off_it_is() -> None:
+    told, truth = torch.zeros(1, 3), torch.tensor([[2.0, -2.0, 0.0]])
+    guesses = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0])
+    losses = [float(odometer_loss(told, truth, guess[None])) for guess in guesses]
+    assert int(np.argmin(losses)) == 2
+    assert float(odometer_loss(truth, truth, guesses[:1])) < min(losses)
 
 
 def test_walls_of_keyframes_are_measured_in_their_pictures(recollection: Recollection) -> None:

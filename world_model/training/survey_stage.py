@@ -77,19 +77,12 @@ class SurveyStage:
         with mixed_precision(self.device.type):
             survey = self._miss(self._recollection.surveyor.measure(softened(x)), batch.pictured).mean()
             ranged = self._miss(self._recollection.rangefinder(noised(z)), batch.walls).mean()
-            steered = self._steered(batch)
+            steered = odometer_loss(*self._pairs(batch, MISLED))
         metrics = {"survey": survey, "range": ranged, "odometer": steered}
         return survey + ranged + steered, {k: v.item() for k, v in metrics.items()}
 
     def _miss(self, told: Tensor, depth: Tensor) -> Tensor:
         return (told - depth.to(self.device).clamp(*DEPTHS).log()).abs()
-
-    def _steered(self, batch: SurveyBatch) -> Tensor:
-        """The odometer's loss: of a way, how unlikely it is if errors are as large as it expects them."""
-        told, truth, error = self._pairs(batch, MISLED)
-        miss = F.smooth_l1_loss(told, truth, beta=MOTION_BETA, reduction="none")
-        unlikely = miss[:, :2].sum(-1) / error + 2 * error.log()
-        return (unlikely + miss[:, 2]).mean() / 3
 
     def _pairs(self, batch: SurveyBatch, misled: float) -> tuple[Tensor, Tensor, Tensor]:
         """What the odometer tells of each tick, the truth, and the error (N,) of the way that it expects, in
@@ -126,6 +119,13 @@ class SurveyStage:
             "way_mean": float(way.mean()),
             "way_expected": unit * float(error.mean()),
         }
+
+
+def odometer_loss(told: Tensor, truth: Tensor, error: Tensor) -> Tensor:
+    """How unlikely motions (N, 3) are if a way is off by as much as an odometer expects, `error` (N,)."""
+    miss = F.smooth_l1_loss(told, truth, beta=MOTION_BETA, reduction="none")
+    way = miss[:, :2].sum(-1) / error + 2 * error.log()
+    return (way + miss[:, 2]).mean() / 3
 
 
 LIGHT = 0.3
