@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.config import DynamicsConfig
-from world_model.field import FREE, centres, compass
+from world_model.field import centres
 from world_model.map import Detail, Gaze, Glance
-from world_model.place import FEELERS, MOTION_UNIT, Gait, Place, compose, motion_between
+from world_model.place import MOTION_UNIT, Gait, Place, compose, motion_between
 from world_model.recall import (
     Lens,
     Sighting,
@@ -27,7 +27,6 @@ from world_model.recall import (
     doubted,
     finer,
     look,
-    onto_plan,
     shrunk,
     turned_back,
     wall_lines,
@@ -122,28 +121,19 @@ def _log_depth(told: Tensor) -> Tensor:
 
 
 class Stride(nn.Module):
-    """(place, action, phase, how far walls are around the player) -> the motion (..., 3) of the tick.
+    """(place, action, phase) -> the motion (..., 3) of the tick, where nothing is in the way.
 
-    Where nothing is near, momentum and friction make a tick's motion linear in the last one; how, hangs on
-    the actions of late. What walls do to that is added where there are any. It knows neither coordinates nor
-    compass: a dream's own begin anywhere.
+    Momentum and friction make a tick's motion linear in the last one; how, hangs on the actions of late. It
+    knows neither coordinates nor compass, for a dream's own begin anywhere, nor walls: those are geometry.
     """
 
     def __init__(self, actions: int, phases: int) -> None:
         super().__init__()
-        self.free = Gait(actions, phases, 0, out=12)
-        self.hindered = Gait(actions, phases, 8 * len(FEELERS) + 3)
+        self.gait = Gait(actions, phases, 0, out=12)
 
-    def forward(self, place: Place, act: Tensor, phase: Tensor, around: Tensor) -> Tensor:
-        around = around.detach() / FREE
-        near = 1 - around.amin(-1, keepdim=True).clamp(max=1)
-        last = place.motion / torch.tensor(MOTION_UNIT, device=act.device)
-        return self.coast(place, act, phase) + near * self.hindered.motion((around, last), place, act, phase)
-
-    def coast(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
-        """The motion (..., 3) where no wall is near."""
+    def forward(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
         unit = torch.tensor(MOTION_UNIT, device=act.device)
-        told = self.free.tell((), place, act, phase)
+        told = self.gait.tell((), place, act, phase)
         kept = told[..., :9].unflatten(-1, (3, 3)) @ (place.motion / unit)[..., None]
         return (kept[..., 0] + told[..., 9:]) * unit
 
@@ -266,12 +256,6 @@ class Recollection(nn.Module):
             doubt=torch.cat((doubt, own), 1),
         )
 
-    def around(self, walls: Walls, pose_B3: Tensor) -> Tensor:
-        """How far remembered walls are from points around the player (B, 8 len(FEELERS)), ahead first."""
-        ring = torch.cat([compass(radius, pose_B3.device) for radius in FEELERS])
-        feelers = onto_plan(ring[:, 0], ring[:, 1], pose_B3[:, None])
-        return (walls.nearest(feelers) - feelers).norm(dim=-1).clamp(max=FREE)
-
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
         """The place after a tick with this action (B,), by dead reckoning; who comes too near to a wall
         slides along it.
@@ -281,8 +265,7 @@ class Recollection(nn.Module):
         with torch.autocast(act.device.type, enabled=False):  # what it is off by adds up
             with torch.no_grad():
                 walls = wall_lines(views, self.lens)
-                around = self.around(walls, place.pose)
-            motion = self.stride(place, act, phase, around)
+            motion = self.stride(place, act, phase)
             pose = compose(place.pose, motion)
             pose = torch.cat((self._beside(walls, place.pose[:, :2], pose[:, :2]), pose[:, 2:]), 1)
             motion = motion_between(place.pose, pose)

@@ -1,7 +1,7 @@
-"""Stage `recall`: how far walls are, how an action moves the player, and what is remembered of a view.
+"""Stage `recall`: how far walls are, and what is remembered of a view.
 
 It takes the part of `place` in worlds that are new every time. Each of its parts learns from single frames,
-pairs and short walks, so it sees far more of them than the trunk sees clips.
+so it sees far more of them than the trunk sees clips.
 """
 
 from __future__ import annotations
@@ -16,31 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.data.dataset import LatentDataset, action_history
+from world_model.data.dataset import LatentDataset
 from world_model.data.remembered import Held
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy, psnr
-from world_model.place import Place, compose, motion_between, wrap
+from world_model.place import compose
 from world_model.precision import mixed_precision, native_dtype
 from world_model.recall import Views
 from world_model.recollection import DEPTHS, Recollection, show_what_was_handed
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8
 from world_model.training.pictures import save_rows
-from world_model.training.stride_stage import (
-    MOTION_BETA,
-    MOTION_ERROR,
-    UNKNOWN,
-    Steps,
-    all_steps,
-    coast_loss,
-)
 
-FRAMES, PICTURES, WALKS = 64, 4, 16
+FRAMES, PICTURES = 64, 4
 SURVEYED = 16
 """Pictures in which walls are measured."""
-STEPS = 768
-"""Single ticks from which the way is learned that one moves where nothing is near."""
-TICKS = 16
 SOFT_NOISE = 0.1
 """Of pictures as a dream may hold them."""
 POSE_ERROR = (math.log(0.0002), math.log(0.002))
@@ -55,9 +44,8 @@ EDGE_WEIGHT = 0.1
 @dataclass(frozen=True)
 class RecallBatch:
     """Frames: z (F, C, h, w), walls (F, columns) the depth in each column. Pictures uint8 (P, H, W, 3), their
-    latents (P, C, h, w) and poses (P, 3), and what was held then. Walks: tracks (S, T + 2, 3) of poses, one
-    before the start, z (S, T + 1, C, h, w), act and phase (S, T), history (S, HISTORY), what was held.
-    Surveyed: pictures uint8 (N, H, W, 3) and the depths (N, columns) in them. Steps: single ticks."""
+    latents (P, C, h, w) and poses (P, 3), and what was held then. Surveyed: pictures uint8 (N, H, W, 3) and
+    the depths (N, columns) in them."""
 
     z: Tensor
     walls: Tensor
@@ -65,15 +53,8 @@ class RecallBatch:
     pictured: Tensor
     stand: Tensor
     remembered: Held
-    tracks: Tensor
-    walk: Tensor
-    act: Tensor
-    phase: Tensor
-    history: Tensor
-    held: Held
     surveyed: NDArray[np.uint8]
     survey: Tensor
-    steps: Steps
 
 
 def recollecting(world: WorldModel) -> nn.ModuleDict:
@@ -104,12 +85,11 @@ class RecallStage:
         for layer in (self._painter.enter, self._painter.correct):  # of these the stage `decoder` makes use
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self._steps, self._held_steps = all_steps(data), all_steps(held_out)
         sample = np.concatenate([z[::100].ravel() for z in data.latents[:20]])
         self._variance = float(sample.astype(np.float32).var())
 
     def batch(self, rng: np.random.Generator, done: float) -> RecallBatch:
-        return _draw(self._data, rng, FRAMES, PICTURES, WALKS, self._steps)
+        return _draw(self._data, rng, FRAMES, PICTURES)
 
     def loss(self, batch: RecallBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         z, walls = batch.z.to(self.device), batch.walls.to(self.device)
@@ -119,12 +99,9 @@ class RecallStage:
             x, depths = to_float(batch.surveyed, self.device), batch.survey.to(self.device)
             measured = self.recollection.surveyor.measure(softened(x))
             surveyed = (measured - depths.clamp(*DEPTHS).log()).abs().mean()
-            moved = self._walk_loss(batch)
             painted, glanced = self._picture_loss(batch)
-        coasted = coast_loss(self.recollection.stride, batch.steps.to(self.device), UNKNOWN)
-        metrics = {"paint": painted, "seen": glanced, "range": ranged, "survey": surveyed, "coast": coasted}
-        metrics["motion"] = moved
-        total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed + 0.2 * (moved + coasted)
+        metrics = {"paint": painted, "seen": glanced, "range": ranged, "survey": surveyed}
+        total = painted + 0.3 * glanced + 0.5 * ranged + 0.5 * surveyed
         return total, {k: v.item() for k, v in metrics.items()}
 
     def _picture_loss(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
@@ -150,33 +127,10 @@ class RecallStage:
             known = self.recollection.look(views, pose).known.flatten(0, 1)[:, None].float()
         return F.interpolate(known, scale_factor=4) > 0.5
 
-    def _walk_loss(self, batch: RecallBatch) -> Tensor:
-        """Dead reckoning over a stretch."""
-        tracks, act, phase = (t.to(self.device) for t in (batch.tracks, batch.act, batch.phase))
-        z = batch.walk.to(self.device)
-        held = batch.held.to(self.device)
-        with torch.no_grad():  # walls as it sees them: it has to know how far to trust them
-            views = self.recollection.own(held.views, held.z)
-        start = tracks[:, 1]
-        place = Place(start, motion_between(tracks[:, 0], start), start * 0, batch.history.to(self.device))
-        unit = torch.tensor(MOTION_ERROR, device=self.device)
-        moved = torch.zeros((), device=self.device)
-        for t in range(act.shape[1]):
-            now = views._replace(held=views.held[:, t : t + 1])
-            now = self.recollection.felt(now, place, z[:, t])
-            place = self.recollection.move(place, act[:, t], phase[:, t], now)
-            truth = motion_between(tracks[:, t + 1], tracks[:, t + 2])
-            own = (place.motion - truth) / unit
-            away = place.pose - tracks[:, t + 2]
-            away = torch.cat((away[:, :2], wrap(away[:, 2:])), 1) / unit
-            moved = moved + F.smooth_l1_loss(own, torch.zeros_like(own), beta=MOTION_BETA)
-            moved = moved + 0.3 * F.smooth_l1_loss(away, torch.zeros_like(away), beta=MOTION_BETA)
-        return moved / act.shape[1]
-
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """Real frames above what memory alone shows from their poses, gray where it knows nothing."""
-        batch = _draw(self._held_out, np.random.default_rng(0), 64, 32, 32, self._held_steps, ticks=32)
+        batch = _draw(self._held_out, np.random.default_rng(0), 64, 32)
         views = self.recollection.own(batch.remembered.views, batch.remembered.z)
         with mixed_precision(self.device.type):
             detail = self.recollection.detail(views, batch.stand)
@@ -192,7 +146,7 @@ class RecallStage:
         glance = DreamEngine(self._world, native_dtype(self.device.type)).decode(seen[:, : batch.z.shape[1]])
         pairs = [(a, b) for a, b, ok in zip(shown, real, full, strict=True) if ok]
         glanced = [psnr(a, b) for a, b, ok in zip(glance, real, full, strict=True) if ok]
-        scores = {
+        return {
             "known": float(known.mean()),
             "memory_psnr": float(np.mean([psnr(a, b) for a, b in pairs])),
             "memory_sharp": sum(laplacian_energy(a) for a, _ in pairs)
@@ -200,23 +154,7 @@ class RecallStage:
             "glance_psnr": float(np.mean(glanced)),
             "range_percent": 100 * float((told - batch.walls.clamp(*DEPTHS).log()).abs().median()),
             "survey_percent": 100 * float((measured - batch.survey.clamp(*DEPTHS).log()).abs().median()),
-            "coast": float(coast_loss(self.recollection.stride, batch.steps.to(self.device), 0.0)),
         }
-        return scores | self._walked(batch)
-
-    def _walked(self, batch: RecallBatch) -> dict[str, float]:
-        """How far off a dreamed walk is at its end."""
-        views = self.recollection.own(batch.held.views, batch.held.z)
-        start, ticks = batch.tracks[:, 1], batch.act.shape[1]
-        place = Place(start, motion_between(batch.tracks[:, 0], start), start * 0, batch.history)
-        for t in range(ticks):
-            now = self.recollection.felt(
-                views._replace(held=views.held[:, t : t + 1]), place, batch.walk[:, t]
-            )
-            place = self.recollection.move(place, batch.act[:, t], batch.phase[:, t], now)
-        miss = (place.pose[:, :2] - batch.tracks[:, -1, :2]).norm(dim=1) * self._world.config.pose_scale
-        turned = wrap(place.pose[:, 2] - batch.tracks[:, -1, 2]).abs().rad2deg()
-        return {f"walk{ticks}_units": float(miss.mean()), f"walk{ticks}_degrees": float(turned.mean())}
 
 
 def _shaky(views: Views) -> Views:
@@ -235,27 +173,17 @@ def noised(z: Tensor) -> Tensor:
     return z + LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
 
 
-def _draw(
-    data: LatentDataset,
-    rng: np.random.Generator,
-    frames: int,
-    pictures: int,
-    walks: int,
-    steps: Steps,
-    ticks: int = TICKS,
-) -> RecallBatch:
+def _draw(data: LatentDataset, rng: np.random.Generator, frames: int, pictures: int) -> RecallBatch:
     lengths = np.array([len(e) for e in data.episodes])
 
-    def draw(count: int, first: int, last: int) -> list[tuple[int, int]]:
+    def draw(count: int, last: int) -> list[tuple[int, int]]:
         which = rng.choice(len(lengths), count, p=lengths / lengths.sum())
-        return [(int(i), int(rng.integers(first, lengths[i] - last + 1))) for i in which]
+        return [(int(i), int(rng.integers(0, lengths[i] - last + 1))) for i in which]
 
-    single, shown, begun = draw(frames, 0, 0), draw(pictures, 0, 1), draw(walks, 1, ticks)
-    surveyed = draw(SURVEYED, 0, 0)
-    some = torch.from_numpy(rng.integers(0, len(steps.act), STEPS))
+    single, shown, surveyed = draw(frames, 0), draw(pictures, 1), draw(SURVEYED, 0)
     poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
-    remembered, held = data.held(shown, 1), data.held(begun, ticks, pictures=False)
-    assert remembered is not None and held is not None
+    remembered = data.held(shown, 1)
+    assert remembered is not None
     return RecallBatch(
         torch.from_numpy(np.stack([data.latents[i][t] for i, t in single])).float(),
         torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in single])),
@@ -263,13 +191,6 @@ def _draw(
         torch.from_numpy(np.stack([data.latents[i][t + 1] for i, t in shown])).float(),
         torch.from_numpy(np.stack([poses[i][t + 1] for i, t in shown])),
         remembered,
-        torch.from_numpy(np.stack([poses[i][s - 1 : s + ticks + 1] for i, s in begun])),
-        torch.from_numpy(np.stack([data.latents[i][s : s + ticks + 1] for i, s in begun])).float(),
-        torch.from_numpy(np.stack([data.episodes[i].actions[s : s + ticks] for i, s in begun]).astype(int)),
-        torch.from_numpy(np.stack([data.episodes[i].phases[s : s + ticks] for i, s in begun]).astype(int)),
-        torch.from_numpy(np.stack([action_history(data.episodes[i].actions, s) for i, s in begun])),
-        held,
         np.stack([data.episodes[i].frames[t] for i, t in surveyed]),
         torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in surveyed])),
-        Steps(*(part[some] for part in steps)),
     )

@@ -54,11 +54,11 @@ class Steps(NamedTuple):
 def striding(world: WorldModel) -> nn.ModuleDict:
     """What this stage trains."""
     assert world.dynamics.recollection is not None, "this world has a map, or no sense of place at all"
-    return nn.ModuleDict({"free": world.dynamics.recollection.stride.free})
+    return nn.ModuleDict({"gait": world.dynamics.recollection.stride.gait})
 
 
 class StrideStage:
-    """Trains the part of the stride that knows no walls."""
+    """Trains the stride."""
 
     name = "stride"
 
@@ -78,16 +78,16 @@ class StrideStage:
 
     def loss(self, batch: Steps, done: float) -> tuple[Tensor, dict[str, float]]:
         batch = batch.to(self.device)
-        coast = coast_loss(self._stride, Steps(*(part.flatten(0, 1) for part in batch)), UNKNOWN)
+        tick = tick_loss(self._stride, Steps(*(part.flatten(0, 1) for part in batch)), UNKNOWN)
         walked = walk_loss(self._stride, batch)
-        return coast + walked, {"coast": coast.item(), "walked": walked.item()}
+        return tick + walked, {"tick": tick.item(), "walked": walked.item()}
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """Median errors of a tick, in map units and degrees; mean tick of walks, in units of the loss."""
         held, steps = self._held_steps, self._held_steps.to(self.device)
         walks = _walks(held, _starts(held)[::TICKS]).to(self.device)
-        miss = self._stride.coast(steps.place, steps.act, steps.phase) - steps.motion
+        miss = self._stride(steps.place, steps.act, steps.phase) - steps.motion
         return {
             "units": self._units * float(miss[:, :2].norm(dim=1).median()),
             "degrees": float(miss[:, 2].abs().rad2deg().median()),
@@ -111,13 +111,13 @@ def walk_loss(stride: Stride, walks: Steps) -> Tensor:
     """Mean error of the motion and of the place, tick by tick, of walks by one's own last motion."""
     unit = walks.motion.new_tensor(MOTION_ERROR)
     with torch.no_grad():
-        told = stride.coast(walks.place, walks.act, walks.phase)
+        told = stride(walks.place, walks.act, walks.phase)
         free = (((told - walks.motion) / unit).abs().amax(-1) < HINDERED).float().cumprod(1)
     motion, total = walks.last[:, 0], torch.zeros((), device=unit.device)
     own = real = torch.zeros_like(motion)
     for t in range(walks.act.shape[1]):
         place = Place(motion * 0, motion, motion * 0, walks.history[:, t])
-        motion = stride.coast(place, walks.act[:, t], walks.phase[:, t])
+        motion = stride(place, walks.act[:, t], walks.phase[:, t])
         own, real = compose(own, motion), compose(real, walks.motion[:, t])
         away = torch.cat(((own - real)[:, :2], wrap((own - real)[:, 2:])), 1)
         miss = (motion - walks.motion[:, t]).abs() + 0.3 * away.abs()
@@ -125,15 +125,15 @@ def walk_loss(stride: Stride, walks: Steps) -> Tensor:
     return total / free.sum().clamp(min=1)
 
 
-def coast_loss(stride: Stride, steps: Steps, unknown: float) -> Tensor:
-    """Mean error of single ticks by the stride that knows no walls: near most there are none."""
+def tick_loss(stride: Stride, steps: Steps, unknown: float) -> Tensor:
+    """Mean error of single ticks. A stride knows no walls: near most ticks there are none."""
     device = steps.act.device
     count = (len(steps.act), 1)
     known = torch.randint(0, HISTORY, count, device=device)
     known = torch.where(torch.rand(count, device=device) < unknown, known, HISTORY)
     newest = torch.arange(HISTORY, 0, -1, device=device)
     steps = steps._replace(history=torch.where(newest <= known, steps.history, -1))
-    miss = stride.coast(steps.place, steps.act, steps.phase) - steps.motion
+    miss = stride(steps.place, steps.act, steps.phase) - steps.motion
     return (miss / miss.new_tensor(MOTION_ERROR)).abs().mean()
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.data.dataset import LatentDataset
+from world_model.data.dataset import LatentDataset, action_history
 from world_model.dream import WorldModel
+from world_model.place import Place, motion_between, wrap
 from world_model.precision import mixed_precision
 from world_model.recollection import DEPTHS
 from world_model.tokenizer import to_float
@@ -25,6 +26,8 @@ from world_model.training.recall_stage import noised, softened
 from world_model.training.stride_stage import MOTION_BETA, MOTION_ERROR, Steps, all_steps
 
 PICTURES, FRAMES, PAIRS = 16, 64, 64
+WALKS, WALKED = 32, 32
+"""Of the preview, and their ticks."""
 MISLED = 0.1
 """Part of the pairs in which no turn is expected: it is not known what the player did before."""
 
@@ -60,7 +63,7 @@ class SurveyStage:
 
     def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
         self.device = torch.device(device)
-        self._data, self._held_out = data, held_out
+        self._data, self._held_out, self._units = data, held_out, world.config.pose_scale
         world.requires_grad_(False)
         self.model: nn.Module = surveying(world).requires_grad_(True)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,7 +92,7 @@ class SurveyStage:
         units of `MOTION_ERROR`."""
         steps = batch.steps.to(self.device)
         with torch.no_grad():
-            turn = self._recollection.stride.coast(steps.place, steps.act, steps.phase)[:, 2]
+            turn = self._recollection.stride(steps.place, steps.act, steps.phase)[:, 2]
         mirror = torch.ones(3) if batch.turned is None else batch.turned
         mirror = mirror.to(self.device)
         turn = turn * mirror[..., 2]
@@ -118,7 +121,36 @@ class SurveyStage:
             "way_median": float(way.median()),
             "way_mean": float(way.mean()),
             "way_expected": unit * float(error.mean()),
-        }
+        } | self._walked()
+
+    def _walked(self) -> dict[str, float]:
+        """How far off a dreamed walk among walls as they are seen is at its end, in map units and degrees."""
+        data, rng = self._held_out, np.random.default_rng(0)
+        lengths = np.array([len(e) for e in data.episodes])
+        which = rng.choice(len(lengths), WALKS, p=lengths / lengths.sum())
+        begun = [(int(i), int(rng.integers(1, lengths[i] - WALKED + 1))) for i in which]
+        held = data.held(begun, WALKED, pictures=False)
+        assert held is not None
+        views = self._recollection.own(held.views, held.z)
+        episodes = [data.episodes[i] for i, _ in begun]
+        poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
+        tracks = torch.from_numpy(np.stack([poses[i][s - 1 : s + WALKED + 1] for i, s in begun]))
+        history = np.stack([action_history(e.actions, s) for e, (_, s) in zip(episodes, begun, strict=True)])
+        start = tracks[:, 1]
+        motion = motion_between(tracks[:, 0], start)
+        place = Place(start, motion, start * 0, torch.from_numpy(history))
+        for t in range(WALKED):
+            now = [(i, s + t) for i, s in begun]
+            z = torch.from_numpy(np.stack([data.latents[i][at] for i, at in now])).float()
+            act, phase = (
+                torch.tensor([int(getattr(data.episodes[i], name)[at]) for i, at in now])
+                for name in ("actions", "phases")
+            )
+            felt = self._recollection.felt(views._replace(held=views.held[:, t : t + 1]), place, z)
+            place = self._recollection.move(place, act, phase, felt)
+        miss = (place.pose[:, :2] - tracks[:, -1, :2]).norm(dim=1) * self._units
+        turned = wrap(place.pose[:, 2] - tracks[:, -1, 2]).abs().rad2deg()
+        return {f"walk{WALKED}_units": float(miss.mean()), f"walk{WALKED}_degrees": float(turned.mean())}
 
 
 def odometer_loss(told: Tensor, truth: Tensor, error: Tensor) -> Tensor:
