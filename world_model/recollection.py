@@ -48,8 +48,9 @@ context are unknown, and not at all afterwards."""
 ODOMETER_TRUST = 3.0
 SEEN_UNIT = (0.02, 0.02, 0.02)
 """Of what an odometer tells."""
-ODOMETER_UNIT, SURE = 0.001, (-4.0, 4.0)
-"""Of the error that it expects of itself, and the range of the log of that."""
+ODOMETER_UNIT, SURE = 0.001, (-1.0, 4.0)
+"""Of the error that it expects of itself, and the range of the log of that. Surer of itself, who stands still
+would count for more than who moves."""
 BODY = 0.025
 """How near the player gets to a remembered wall, in half extents."""
 PACES = 3
