@@ -450,7 +450,7 @@ def test_an_odometer_is_believed_when_it_is_far_off_or_nothing_else_is_known(
     nowhere = PlaceModel.nowhere(1, "cpu")
     known = nowhere._replace(history=torch.zeros_like(nowhere.history))
 
-    def moved(place: Place, told: list[float], error: float = 0.001) -> list[float]:
+    def moved(place: Place, told: list[float], error: float = 0.0004) -> list[float]:
         seen = torch.tensor([told]), torch.tensor([error])
         monkeypatch.setattr(recollection.odometer, "forward", lambda *_: seen)
         found: list[float] = recollection.correct(picture, picture, place, place).motion[0].tolist()

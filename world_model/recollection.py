@@ -40,12 +40,12 @@ DEPTHS = (0.01, 8.0)
 """Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
 """Standard deviation of a tick that was put right by an odometer."""
-ODOMETER_DOUBT = 0.002
+ODOMETER_DOUBT = 0.003
 """How far (half extents) the odometer has to be from the stride to be believed by half, and `ODOMETER_TRUST`
 times the error that it expects of itself if that is more. The stride is the better by far, but for one who
 runs into something that nobody remembers. Of headings the odometer is believed while actions before the
 context are unknown, and not at all afterwards."""
-ODOMETER_TRUST = 3.0
+ODOMETER_TRUST = 8.0
 SEEN_UNIT = (0.02, 0.02, 0.02)
 """Of what an odometer tells."""
 ODOMETER_UNIT, SURE = 0.001, (-1.0, 4.0)
