@@ -51,7 +51,7 @@ SEEN_UNIT = (0.02, 0.02, 0.02)
 ODOMETER_UNIT, SURE = 0.001, (-1.0, 4.0)
 """Of the error that it expects of itself, and the range of the log of that. Surer of itself, who stands still
 would count for more than who moves."""
-BODY = 0.025
+BODY = 0.02
 """How near the player gets to a remembered wall, in half extents."""
 PACES = 3
 """Into which a tick's way is taken apart."""
