@@ -35,7 +35,7 @@ from world_model.recall import (
     turned_back,
     wall_depths,
 )
-from world_model.recollection import Recollection, hand_on, nothing_held, show_what_was_handed
+from world_model.recollection import BODY, Recollection, hand_on, nothing_held, show_what_was_handed
 from world_model.settle import Alignment, fuse
 from world_model.training.stride_stage import Steps, walk_loss
 from world_model.training.survey_stage import SurveyBatch, odometer_loss, varied
@@ -234,7 +234,7 @@ def test_a_wall_across_an_open_door_is_not_believed_in(recollection: Recollectio
     views = keyframes([[0.0, 0.0, 0.0]], recollection.columns)
     views = views._replace(wall=torch.full_like(views.wall, 0.05))
     alone = recollection.move(nowhere, torch.tensor([1]), torch.tensor([0]), views)
-    assert float(alone.pose[0, 0]) < 0.03
+    assert float(alone.pose[0, 0]) < 0.035
     others = keyframes([[-0.1, 0.0, 0.0], [-0.2, 0.0, 0.0]], recollection.columns)
     doubted = Views(
         *(torch.cat((a, b), i) for a, b, i in zip(views[:4], others[:4], (1, 1, 1, 2), strict=True))
@@ -249,8 +249,8 @@ def test_who_walks_into_a_wall_slides_along_it(recollection: Recollection) -> No
     place = PlaceModel.nowhere(1, "cpu")
     place = place._replace(pose=torch.tensor([[ROOM - 0.03, 0.0, math.pi / 4]]))
     moved = recollection.move(place, torch.tensor([1]), torch.tensor([0]), views)
-    assert float(moved.pose[0, 0]) < ROOM - 0.02
-    assert float(moved.pose[0, 1]) > 0.02 and float(moved.motion[0, :2].norm()) < 0.035
+    assert float(moved.pose[0, 0]) < ROOM - BODY + 1e-3
+    assert float(moved.pose[0, 1]) > 0.02 and float(moved.motion[0, :2].norm()) < 0.038
 
 
 def test_motion_is_linear_in_the_last_one(recollection: Recollection) -> None:
