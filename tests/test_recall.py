@@ -234,7 +234,7 @@ def test_a_wall_across_an_open_door_is_not_believed_in(recollection: Recollectio
     views = keyframes([[0.0, 0.0, 0.0]], recollection.columns)
     views = views._replace(wall=torch.full_like(views.wall, 0.05))
     alone = recollection.move(nowhere, torch.tensor([1]), torch.tensor([0]), views)
-    assert float(alone.pose[0, 0]) < 0.035
+    assert float(alone.pose[0, 0]) < 0.05 - BODY + 1e-4
     others = keyframes([[-0.1, 0.0, 0.0], [-0.2, 0.0, 0.0]], recollection.columns)
     doubted = Views(
         *(torch.cat((a, b), i) for a, b, i in zip(views[:4], others[:4], (1, 1, 1, 2), strict=True))
@@ -249,8 +249,8 @@ def test_who_walks_into_a_wall_slides_along_it(recollection: Recollection) -> No
     place = PlaceModel.nowhere(1, "cpu")
     place = place._replace(pose=torch.tensor([[ROOM - 0.03, 0.0, math.pi / 4]]))
     moved = recollection.move(place, torch.tensor([1]), torch.tensor([0]), views)
-    assert float(moved.pose[0, 0]) < ROOM - BODY + 1e-3
-    assert float(moved.pose[0, 1]) > 0.02 and float(moved.motion[0, :2].norm()) < 0.038
+    assert float(moved.pose[0, 0]) < ROOM - BODY + 1e-4
+    assert float(moved.pose[0, 1]) > 0.02 and float(moved.motion[0, :2].norm()) < 0.035
 
 
 def test_motion_is_linear_in_the_last_one(recollection: Recollection) -> None:
@@ -456,7 +456,7 @@ def test_an_odometer_is_believed_when_it_is_far_off_or_nothing_else_is_known(
         found: list[float] = recollection.correct(picture, picture, place, place).motion[0].tolist()
         return found
 
-    assert moved(known, [0.001, 0.0, 0.5]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-4)
+    assert moved(known, [0.001, 0.0, 0.5]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
     assert moved(known, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.0], abs=1e-3)
     assert moved(known, [0.05, 0.0, 0.5], error=0.1) == pytest.approx([0.0, 0.0, 0.0], abs=1e-3)
     assert moved(nowhere, [0.05, 0.0, 0.5]) == pytest.approx([0.05, 0.0, 0.5], abs=1e-3)

@@ -358,11 +358,15 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
     """Takes from another run or world what a stage can use: what has the same name and shape."""
     part = _part(world, name)
     assert part is not None
-    if not (start / WEIGHTS_NAME).exists() and not (start / f"{name}.safetensors").exists():
-        return
-    other = load_model(start) if (start / WEIGHTS_NAME).exists() else load_run(start)
-    theirs = _part(other, name)
-    found = {} if theirs is None else theirs.state_dict()
+    if (start / WEIGHTS_NAME).exists():
+        other = load_model(start)
+        theirs = _part(other, name)
+        found = {} if theirs is None else theirs.state_dict()
+    else:  # as that stage left it: what later ones made of it is not where it ended
+        found = _averaged(start, name) or {}
+        if not found:
+            return
+        other = load_run(start)
     own = part.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
     part.load_state_dict(fitting, strict=False)
