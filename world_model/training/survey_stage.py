@@ -131,19 +131,22 @@ class SurveyStage:
         begun = [(int(i), int(rng.integers(1, lengths[i] - WALKED + 1))) for i in which]
         held = data.held(begun, WALKED, pictures=False)
         assert held is not None
+        held = held.to(self.device)
         views = self._recollection.own(held.views, held.z)
         episodes = [data.episodes[i] for i, _ in begun]
         poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
-        tracks = torch.from_numpy(np.stack([poses[i][s - 1 : s + WALKED + 1] for i, s in begun]))
+        tracks = torch.from_numpy(np.stack([poses[i][s - 1 : s + WALKED + 1] for i, s in begun])).to(
+            self.device
+        )
         history = np.stack([action_history(e.actions, s) for e, (_, s) in zip(episodes, begun, strict=True)])
         start = tracks[:, 1]
         motion = motion_between(tracks[:, 0], start)
-        place = Place(start, motion, start * 0, torch.from_numpy(history))
+        place = Place(start, motion, start * 0, torch.from_numpy(history).to(self.device))
         for t in range(WALKED):
             now = [(i, s + t) for i, s in begun]
-            z = torch.from_numpy(np.stack([data.latents[i][at] for i, at in now])).float()
+            z = torch.from_numpy(np.stack([data.latents[i][at] for i, at in now])).float().to(self.device)
             act, phase = (
-                torch.tensor([int(getattr(data.episodes[i], name)[at]) for i, at in now])
+                torch.tensor([int(getattr(data.episodes[i], name)[at]) for i, at in now], device=self.device)
                 for name in ("actions", "phases")
             )
             felt = self._recollection.felt(views._replace(held=views.held[:, t : t + 1]), place, z)
