@@ -21,7 +21,16 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """What a world may be called: its name becomes that of folders."""
 
 MAY_BE_ZERO = frozenset(
-    {"detail_dim", "conv_blocks", "head_blocks", "global_tokens", "retrieved", "recalled", "pose_octaves"}
+    {
+        "detail_dim",
+        "conv_blocks",
+        "head_blocks",
+        "global_tokens",
+        "retrieved",
+        "recalled",
+        "pose_octaves",
+        "carry",
+    }
 )
 """Sizes that may be zero; all others are one at least."""
 
@@ -78,6 +87,9 @@ class DynamicsConfig:
     align: bool = True
     """Whether a world that recalls puts its place right by an `Aligner` while real frames come in. One with a
     map always does."""
+    carry: int = 0
+    """Channels for each depth by which things that move are carried along when the player does (`carry.py`);
+    0 for a world in which nothing else moves."""
     pose_octaves: int = 6
     plan_size: int = 256
     """Rows and columns of the floor plan of the map."""

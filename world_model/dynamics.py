@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from world_model.carry import Carry
 from world_model.config import DynamicsConfig
 from world_model.mamba import Mamba2, Mamba2Config, MambaState
 from world_model.map import SEEN_CHANNELS
@@ -51,10 +52,12 @@ class Retrieved(NamedTuple):
 
 
 class TrunkOutput(NamedTuple):
-    """mean (..., C, h, w) of the next latent; features (..., F, h, w) for the head."""
+    """mean (..., C, h, w) of the next latent; features (..., F, h, w) for the head; carried (..., C, h, w),
+    the present latent as the motion leaves it (or as it is, in a world without a carry)."""
 
     mean: Tensor
     features: Tensor
+    carried: Tensor
 
 
 class FilmBlock(nn.Module):
@@ -197,6 +200,10 @@ class Trunk(nn.Module):
         self.up_seen = nn.Conv2d(SEEN_CHANNELS, c, 1)
         self.up_blocks = nn.ModuleList(FilmBlock(c, CONDITION) for _ in range(config.conv_blocks))
         self.out = nn.Conv2d(c, 2 * latent_dim, 3, padding=1)
+        self.carry = Carry(latent_dim, config.carry, config.horizon) if config.carry else None
+        if self.carry is not None:
+            self.stem_carried = nn.Conv2d(latent_dim, c, 3, padding=1)
+            self.choose_carried = nn.Conv2d(c, latent_dim, 3, padding=1)
 
     def forward(
         self, z_BTChw: Tensor, act_BT: Tensor, phase_BT: Tensor, step: Step, retrieved: Retrieved | None
@@ -205,13 +212,14 @@ class Trunk(nn.Module):
         b, t = act_BT.shape
         flat = Step(*(s.flatten(0, 1) for s in step))
         z = z_BTChw.flatten(0, 1)
-        e, stem = self._enter(z, act_BT.flatten(), phase_BT.flatten(), flat)
+        moved = self._carried(z, flat)
+        e, stem = self._enter(z, moved, act_BT.flatten(), phase_BT.flatten(), flat)
         x = self._tokens(stem, e).view(b, t, -1, self.config.d_model)
         place = self.place(step.pose)
         memory = self._memory(retrieved)
         for layer in self._layers():
             x = layer(x, place, memory if layer.reads_memory else None)
-        out = self._leave(x.flatten(0, 1), stem, e, z, flat)
+        out = self._leave(x.flatten(0, 1), stem, e, z, moved, flat)
         return TrunkOutput(*(v.view(b, t, *v.shape[1:]) for v in out))
 
     def step(
@@ -224,13 +232,14 @@ class Trunk(nn.Module):
         state: TrunkState,
     ) -> tuple[TrunkOutput, TrunkState]:
         """One tick with carried state."""
-        e, stem = self._enter(z_BChw, act_B, phase_B, step)
+        moved = self._carried(z_BChw, step)
+        e, stem = self._enter(z_BChw, moved, act_B, phase_B, step)
         x, place, memory = self._tokens(stem, e), self.place(step.pose), self._memory(retrieved)
         layers = []
         for layer, before in zip(self._layers(), state.layers, strict=True):
             x, after = layer.step(x, place, memory if layer.reads_memory else None, before, state.filled)
             layers.append(after)
-        out = self._leave(x, stem, e, z_BChw, step)
+        out = self._leave(x, stem, e, z_BChw, moved, step)
         return out, TrunkState(tuple(layers), min(state.filled + 1, self.config.window))
 
     def init_state(self, batch: int, device: torch.device | str = "cpu") -> TrunkState:
@@ -247,12 +256,19 @@ class Trunk(nn.Module):
             0,
         )
 
-    def _enter(self, z: Tensor, act: Tensor, phase: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def _carried(self, z: Tensor, step: Step) -> Tensor:
+        return z if self.carry is None else self.carry(z, step.motion)
+
+    def _enter(
+        self, z: Tensor, moved: Tensor, act: Tensor, phase: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
         """Condition (F, E) and the convolutional stem's output (F, c, h, w) of F frames."""
         motion = step.motion / torch.tensor(MOTION_UNIT, device=z.device)
         e = self.embed_action(act) + self.embed_phase(phase) + self.embed_motion(motion)
         e = self.condition(e)
         x = self.stem(torch.cat((z, step.seen.to(z.dtype)), 1)) + self.embed_cell
+        if self.carry is not None:
+            x = x + self.stem_carried(moved)
         for block in self.down_blocks:
             x = block(x, e)
         return e, x
@@ -275,7 +291,9 @@ class Trunk(nn.Module):
         keys: tuple[Tensor, Tensor] = reader.keys(retrieved.frames, retrieved.age, place)
         return keys
 
-    def _leave(self, x_FND: Tensor, stem: Tensor, e: Tensor, z: Tensor, step: Step) -> TrunkOutput:
+    def _leave(
+        self, x_FND: Tensor, stem: Tensor, e: Tensor, z: Tensor, moved: Tensor, step: Step
+    ) -> TrunkOutput:
         x = self.norm(x_FND)[:, : self.tokens]
         rows, columns = self.grid
         up = self.up(x).transpose(1, 2).unflatten(2, (rows // 2, columns // 2))
@@ -283,9 +301,12 @@ class Trunk(nn.Module):
         for block in self.up_blocks:
             h = block(h, e)
         fresh, keep = self.out(F.silu(h)).float().chunk(2, 1)
-        gate = torch.sigmoid(keep)
-        mean = gate * z.float() + (1 - gate) * torch.tanh(fresh)
-        return TrunkOutput(mean, torch.cat((h, step.seen.to(h.dtype)), 1))
+        gate, base = torch.sigmoid(keep), z.float()
+        if self.carry is not None:
+            moving = torch.sigmoid(self.choose_carried(F.silu(h)).float())
+            base = base + moving * (moved.float() - base)
+        mean = gate * base + (1 - gate) * torch.tanh(fresh)
+        return TrunkOutput(mean, torch.cat((h, step.seen.to(h.dtype)), 1), moved.float())
 
 
 class Head(nn.Module):
@@ -306,7 +327,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, noised: Tensor, tau: Tensor, mean: Tensor, present: Tensor, features: Tensor) -> Tensor:
-        """(F, C, h, w) latents and tau (F,) -> the clean latent."""
+        """(F, C, h, w) latents and tau (F,) -> the clean latent. present: as it is carried, where it is."""
         powers = torch.arange(4, device=tau.device)
         angles = tau[:, None] * torch.pi * 2.0**powers
         e = self.level(torch.cat((angles.sin(), angles.cos()), 1))

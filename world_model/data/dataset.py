@@ -203,10 +203,11 @@ class LatentDataset:
             before,
             torch.from_numpy(np.stack([action_history(self.episodes[i].actions, s) for i, s in places])),
             self.held(places, ticks),
-            self._lively(places, ticks),
+            self.lively(places, ticks),
         )
 
-    def _lively(self, places: list[tuple[int, int]], ticks: int) -> Tensor | None:
+    def lively(self, places: list[tuple[int, int]], ticks: int) -> Tensor | None:
+        """Which part of each cell things that move cover (B, T + 1, h, w), where the source tells it."""
         if self.episodes[places[0][0]].labels is None:
             return None
         rows, columns = self.latents[0].shape[-2:]

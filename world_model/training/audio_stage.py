@@ -175,7 +175,7 @@ class AudioStage:
             z, after, step = clips.z[:, :-1], clips.z[:, 1:], own_steps(dynamics, clips)
             out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
             if dream and bool(torch.rand(()) < 0.5):
-                after = paint(dynamics.head, z, out, world.config.head_steps)
+                after = paint(dynamics.head, out, world.config.head_steps)
                 z = torch.cat((z[:, :4], after[:, 3:-1]), 1)
                 out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
         seen = self._audio.head.look(out.features.flatten(0, 1), after.flatten(0, 1))

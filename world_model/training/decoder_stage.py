@@ -194,7 +194,7 @@ class DecoderStage:
             z, real = torch.cat((z[:, :1], step.seen[:, :-1, : z.shape[2]]), 1), 1
         for _ in range(2):
             out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved)
-            sampled = paint(dynamics.head, z, out, self._world.config.head_steps)
+            sampled = paint(dynamics.head, out, self._world.config.head_steps)
             z = torch.cat((z[:, :real], sampled[:, real - 1 : -1]), 1)
         return sampled
 

@@ -113,25 +113,28 @@ class DynamicsStage:
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved)
-            return self._losses(clips, z, out)
+            return self._losses(clips, out)
 
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self._world, path)
 
-    def _losses(self, clips: Clips, z: Tensor, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
+    def _losses(self, clips: Clips, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
         target = clips.z[:, 1:]
         weight = attention(clips, len(target))
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
+        if self.config.train_trunk and self.dynamics.trunk.carry is not None:
+            carried = ((out.carried - target).square() * weight).mean() / self._variance
+            total, metrics = total + CARRY_WEIGHT * carried, metrics | {"carried": carried.item()}
         if self.config.train_head:
-            painted = self._head_loss(z, target, out, weight)
+            painted = self._head_loss(target, out, weight)
             total, metrics = total + painted, metrics | {"head": painted.item()}
         return total, metrics
 
-    def _head_loss(self, z: Tensor, target: Tensor, out: TrunkOutput, attention: Tensor) -> Tensor:
+    def _head_loss(self, target: Tensor, out: TrunkOutput, attention: Tensor) -> Tensor:
         """x-prediction at random points of the flow, weighted up toward its clean end."""
-        present, clean = z.flatten(0, 1), target.flatten(0, 1)
+        present, clean = out.carried.detach().flatten(0, 1), target.flatten(0, 1)
         mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
         # A third of the levels at pure noise: with few steps that is where much of the painting happens.
         tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
@@ -149,7 +152,7 @@ class DynamicsStage:
         own = (ticks >= cut)[..., None, None, None]
         for _ in range(int(torch.randint(0, self.config.max_passes + 1, ()))):
             out = self._trunk(z, clips.act, clips.phase, step, retrieved)
-            fed = paint(self.dynamics.head, z, out, self._steps) if self.config.train_head else out.mean
+            fed = paint(self.dynamics.head, out, self._steps) if self.config.train_head else out.mean
             z = torch.where(own, torch.cat((true[:, :1], fed[:, :-1]), 1), true)
         return z
 
@@ -169,7 +172,7 @@ class DynamicsStage:
             else:
                 out, state = self._trunk_step(clips, t, present, step, retrieved, state)
                 noise = torch.randn_like(present)
-                present = head.sample(noise, out.mean, present, out.features, self._steps)
+                present = head.sample(noise, out.mean, out.carried, out.features, self._steps)
         return torch.stack(latents, 1)
 
     def _trunk_step(
@@ -193,6 +196,8 @@ class DynamicsStage:
         return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
 
 
+CARRY_WEIGHT = 0.3
+"""Of what the carry alone leaves of the next latent: it must stay a guess by itself."""
 LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
 
@@ -205,9 +210,9 @@ def attention(clips: Clips, batch: int) -> Tensor:
     return weight / weight.mean()
 
 
-def paint(head: Head, z_BTChw: Tensor, out: TrunkOutput, steps: int) -> Tensor:
+def paint(head: Head, out: TrunkOutput, steps: int) -> Tensor:
     """The head's samples (B, T, C, h, w) for every tick of a clip."""
-    mean, present, features = (t.flatten(0, 1) for t in (out.mean, z_BTChw, out.features))
+    mean, present, features = (t.flatten(0, 1) for t in (out.mean, out.carried, out.features))
     sampled = head.sample(torch.randn_like(mean), mean, present, features, steps)
     return sampled.view_as(out.mean)
 

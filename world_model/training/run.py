@@ -28,6 +28,7 @@ from world_model.map import DETAIL_CHANNELS, FINE_DETAIL
 from world_model.recall import Lens
 from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing
+from world_model.training.carry_stage import CarryStage, carrying
 from world_model.training.decoder_stage import DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.loop import Stage, StageConfig, Trainer
@@ -40,13 +41,27 @@ from world_model.training.tokenizer_stage import TokenizerPreview, TokenizerStag
 from world_model.types import FPS, DataError
 from world_model.weights import load_model
 
-ORDER = ("tokenizer", "place", "recall", "stride", "survey", "align", "trunk", "head", "rollout", "decoder")
+ORDER = (
+    "tokenizer",
+    "place",
+    "recall",
+    "stride",
+    "survey",
+    "align",
+    "carry",
+    "trunk",
+    "head",
+    "rollout",
+    "decoder",
+)
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
 RECALL = ("recall", "stride", "survey")
 """What only a world has that is new every time."""
 ALIGN = ("align",)
 """And what needs one of the two."""
+CARRY = ("carry",)
+"""What only a world needs in which other things move."""
 SOUND = ("codec", "audio")
 """Stages after these in a world with sound."""
 SHARES = {
@@ -56,6 +71,7 @@ SHARES = {
     "recall": 0.09,
     "stride": 0.04,
     "survey": 0.14,
+    "carry": 0.06,
     "trunk": 0.3,
     "head": 0.13,
     "rollout": 0.25,
@@ -70,6 +86,7 @@ RATES = {
     "recall": (1e-3, 0.01),
     "stride": (1e-3, 0.01),
     "survey": (1e-3, 0.01),
+    "carry": (1e-3, 0.015),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
@@ -87,6 +104,9 @@ MIN_TICKS = 50
 
 RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 """What counts as half extent of maps that are all different, and how many keyframes it takes to hold one."""
+
+CARRY_CHANNELS = 6
+"""For each depth, in a world whose source tells boxes around things that move."""
 
 PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
 """Sound and a map's paint share the 16 MB of a world."""
@@ -165,6 +185,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(PLACE)
     if not dynamics.recall:
         foreign |= set(RECALL)
+    if not dynamics.carry:
+        foreign |= set(CARRY)
     placed = dynamics.pose or (dynamics.recall and dynamics.align)
     return foreign if placed else foreign | set(ALIGN)
 
@@ -237,6 +259,8 @@ class _Material:
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "carry":
+            return CarryStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
         if name == "decoder":
             still = TokenizerPreview(self.val, torch.device(device), view_rows(self.world.config))
@@ -308,6 +332,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             tile=TILE_UNITS / scale,
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
+            carry=0 if episodes[0].labels is None else CARRY_CHANNELS,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
         tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
@@ -413,6 +438,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return striding(world) if world.dynamics.recollection is not None else None
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
+        case "carry":
+            return carrying(world) if world.dynamics.trunk.carry is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:
