@@ -78,7 +78,7 @@ class BatchDream:
 
     def _imagined(self, state: DreamState, act_B: Tensor, real: NDArray[np.uint8]) -> DreamState:
         """One tick of `context_predictions`, for those who look at a state before it is painted."""
-        return self.engine.tick(state, act_B, before=lambda: real)
+        return self.engine.tick(state, act_B, before=lambda: real, real=True)
 
     def reconstruct(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Frames (..., H, W, 3) encoded and decoded: the ceiling of every prediction."""

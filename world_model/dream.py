@@ -90,8 +90,8 @@ class DreamState:
             self.bank.uses,
             self.bank.filled,
         ]
-        if self.bank.walls is not None and self.bank.images is not None:
-            bank += [self.bank.walls, *self.bank.images]
+        if self.bank.walls is not None and self.bank.images is not None and self.bank.imagined is not None:
+            bank += [self.bank.walls, *self.bank.images, self.bank.imagined]
         return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
 
 
@@ -263,7 +263,8 @@ class DreamEngine:
         moment before it and of its own. Without `think` it is held in memory, and the trunk hears nothing
         of it."""
         before = None if real is None else lambda: real[:, 0]
-        after = self._trunk(state, act_B, before)[0] if think else self._move(state, act_B, before)[0]
+        take = self._trunk if think else self._move
+        after = take(state, act_B, before, real=True)[0]
         return self.look(replace(after, z=z_BChw), state, real)
 
     def look(
@@ -299,16 +300,17 @@ class DreamEngine:
         act_B: Tensor,
         timer: Timer = _untimed,
         before: Pictures | None = None,
+        real: bool = False,
     ) -> DreamState:
-        """Imagines the next latent of each dream. `before` gives the pictures (B, H, W, 3) of `state`: real
+        """Imagines the next latent of each dream. `before` gives the pictures (B, H, W, 3) of `state`: `real`
         ones, or such as were painted already."""
         began = perf_counter()
-        after, out = self._trunk(state, act_B, before)
+        after, out = self._trunk(state, act_B, before, real)
         thought = perf_counter()
         with self._precision():
             head = self.model.dynamics.head
             noise = self._noise(state)
-            z = head.sample(noise, out.mean, state.z, out.features, self.head_steps)
+            z = head.sample(noise, out.mean, out.carried, out.features, self.head_steps)
         timer("trunk", 1e3 * (thought - began))
         painted = perf_counter()
         timer("head", 1e3 * (painted - thought))
@@ -320,10 +322,10 @@ class DreamEngine:
         return replace(after, z=z, sound=sound)
 
     def _trunk(
-        self, state: DreamState, act_B: Tensor, before: Pictures | None = None
+        self, state: DreamState, act_B: Tensor, before: Pictures | None = None, real: bool = False
     ) -> tuple[DreamState, TrunkOutput]:
-        """Everything of a tick but the new latent; `before` as for `tick`."""
-        after, views, retrieved = self._move(state, act_B, before)
+        """Everything of a tick but the new latent; `before` and `real` as for `tick`."""
+        after, views, retrieved = self._move(state, act_B, before, real)
         with self._precision():
             dynamics = self.model.dynamics
             step = dynamics.step_to(after.place, views)
@@ -331,11 +333,11 @@ class DreamEngine:
         return replace(after, trunk=trunk), out
 
     def _move(
-        self, state: DreamState, act_B: Tensor, before: Pictures | None
+        self, state: DreamState, act_B: Tensor, before: Pictures | None, real: bool
     ) -> tuple[DreamState, Views | None, Retrieved | None]:
         """What of a tick needs no trunk: the moment is offered to the bank, and the place moves on. And what
         is remembered there."""
-        bank = self._offer(state, before or self.painter(state))
+        bank = self._offer(state, before or self.painter(state), real)
         attended, retrieved = self._retrieve(state, bank)
         with self._precision():
             dynamics = self.model.dynamics
@@ -360,12 +362,13 @@ class DreamEngine:
         picture = (size.height, size.width) if self.config.dynamics.recall else None
         return KeyframeBank.empty(batch, keyframes, (channels, *size.grid), self.device, picture)
 
-    def _offer(self, state: DreamState, picture: Pictures) -> KeyframeBank:
+    def _offer(self, state: DreamState, picture: Pictures, real: bool) -> KeyframeBank:
         """The bank after it was offered the present moment."""
         if self._keeper is None:
             return state.bank.offer(state.z, state.place.pose, state.tick)
         with self._precision():
-            return self._keeper.offer(state.bank, state.z, state.place.pose, state.tick, picture)
+            pose, tick = state.place.pose, state.tick
+            return self._keeper.offer(state.bank, state.z, pose, tick, picture, imagined=not real)
 
     def _retrieve(self, state: DreamState, bank: KeyframeBank) -> tuple[Tensor, Retrieved | None]:
         count = min(self.config.dynamics.retrieved, bank.size)

@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from world_model.memory import KeyframeBank
-from world_model.recall import Views, doubted, retrieve, shrunk
+from world_model.recall import Views, doubted, known_part, retrieve, shrunk
 from world_model.recollection import COARSE_STEP, Recollection, nothing_held
+
+KNOWN = 0.5
+"""Part of a view from which on the dream's own picture of it is not held."""
 
 Pictures = Callable[[], NDArray[np.uint8]]
 """Gives pictures (B, H, W, 3); painted only if it is called."""
@@ -31,10 +34,24 @@ class Keeper:
         self._doubt = WeakIdKeyDictionary()  # by the walls of banks: they change together with all else
 
     def offer(
-        self, bank: KeyframeBank, z_BChw: Tensor, pose_B3: Tensor, tick: int, picture: Pictures
+        self,
+        bank: KeyframeBank,
+        z_BChw: Tensor,
+        pose_B3: Tensor,
+        tick: int,
+        picture: Pictures,
+        imagined: bool = False,
     ) -> KeyframeBank:
-        """The bank after it was offered a moment; its picture is asked for where it is wanted."""
-        return self.hold(bank, bank.wants(pose_B3), z_BChw, pose_B3, tick, picture)
+        """The bank after it was offered a moment; its picture is asked for where it is wanted.
+
+        One that is `imagined` is wanted only where little is known: a copy of what is held, held again and
+        copied again, wears off within seconds.
+        """
+        wanted = bank.wants(pose_B3)
+        if imagined and bool(wanted.any()):
+            views, recollection = self.blank(bank), self._recollection
+            wanted = wanted & (known_part(views, recollection.lens, pose_B3, recollection.aspect) < KNOWN)
+        return self.hold(bank, wanted, z_BChw, pose_B3, tick, picture, imagined)
 
     def hold(
         self,
@@ -44,13 +61,14 @@ class Keeper:
         pose_B3: Tensor,
         tick: int,
         picture: Pictures,
+        imagined: bool = False,
     ) -> KeyframeBank:
         """The bank with the moment of the dreams (B,) that want it."""
         if not bool(wanted.any()):
             return bank
         image = torch.from_numpy(picture()).to(z_BChw.device).permute(0, 3, 1, 2).contiguous()
         walls = self._recollection.survey(image)
-        return bank.keep(wanted, z_BChw, pose_B3, tick, walls, image)
+        return bank.keep(wanted, z_BChw, pose_B3, tick, walls, image, imagined)
 
     def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """Positions (B, R) of the keyframes to look at from a pose."""
@@ -61,26 +79,27 @@ class Keeper:
         """All keyframes without their pictures."""
         assert bank.walls is not None
         blank = bank.walls.new_zeros(*bank.filled.shape, 0)
-        views = Views(blank, bank.pose, bank.walls, bank.filled[:, None], age=_age(bank))
+        held = bank.filled[:, None]
+        views = Views(blank, bank.pose, bank.walls, held, age=_age(bank), imagined=bank.imagined)
         if bank.walls not in self._doubt:
             self._doubt[bank.walls] = doubted(views, views, self._recollection.lens)
         return views._replace(doubt=self._doubt[bank.walls])
 
     def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         """The keyframes at these positions, to look at; without positions, such as hold nothing."""
-        assert bank.walls is not None and bank.images is not None
+        assert bank.walls is not None and bank.images is not None and bank.imagined is not None
         batch, count = positions_BR.shape
         device = positions_BR.device
         if not count:
             size = bank.images[0].shape[2:]
             return nothing_held(batch, 1, self._recollection.columns, (size[0], size[1]), device)
         rows = torch.arange(batch, device=device)[:, None]
-        parts = (bank.pose, bank.walls, bank.filled, _age(bank))
-        pose, walls, held, age = (x[rows, positions_BR] for x in parts)
+        parts = (bank.pose, bank.walls, bank.filled, _age(bank), bank.imagined)
+        pose, walls, held, age, imagined = (x[rows, positions_BR] for x in parts)
         places = [[(bank.images[k], b) for k in row] for b, row in enumerate(positions_BR.tolist())]
         image = torch.stack([torch.stack([picture[b] for picture, b in row]) for row in places])
         small = torch.stack([torch.stack([self.small(picture)[b] for picture, b in row]) for row in places])
-        return Views(image, pose, walls, held[:, None], small, age)
+        return Views(image, pose, walls, held[:, None], small, age, imagined=imagined)
 
     def small(self, image_B3HW: Tensor) -> Tensor:
         """A picture of a bank as the coarse look reads it, made once for as long as the picture is held."""

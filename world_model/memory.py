@@ -105,7 +105,8 @@ class KeyframeBank:
     frames (B, K, C, h, w), keys (B, K, E) unit vectors of what they look like, pose (B, K, 3),
     born (B, K) tick, uses (B, K), filled (B, K). The first frame of a dream is never evicted.
     In a world that recalls (`recall.py`) frames enter by where they were seen and leave where others were
-    seen from nearby; walls (B, K, C) are the depths in them, images K pictures uint8 (B, 3, H, W).
+    seen from nearby; walls (B, K, C) are the depths in them, images K pictures uint8 (B, 3, H, W), and
+    imagined (B, K) those that the dream has painted itself.
     Everything is replaced, never changed in place, so a snapshot is a reference.
     """
 
@@ -117,6 +118,7 @@ class KeyframeBank:
     filled: Tensor
     walls: Tensor | None = None
     images: tuple[Tensor, ...] | None = None
+    imagined: Tensor | None = None
 
     @staticmethod
     def empty(
@@ -128,12 +130,13 @@ class KeyframeBank:
     ) -> KeyframeBank:
         """`picture`: rows and columns of the pictures that a world holds which recalls."""
         channels, rows, columns = latent
-        walls, images = None, None
+        walls, images, imagined = None, None, None
         if picture is not None:
             walls = torch.full((batch, size, 4 * columns), 1.0, device=device)
             # A tensor each: what is saved must not share memory.
             blank = (torch.zeros(batch, 3, *picture, dtype=torch.uint8, device=device) for _ in range(size))
             images = tuple(blank)
+            imagined = torch.zeros(batch, size, dtype=torch.bool, device=device)
         return KeyframeBank(
             frames=torch.zeros(batch, size, channels, rows, columns, device=device),
             keys=torch.zeros(batch, size, channels * 20, device=device),
@@ -143,6 +146,7 @@ class KeyframeBank:
             filled=torch.zeros(batch, size, dtype=torch.bool, device=device),
             walls=walls,
             images=images,
+            imagined=imagined,
         )
 
     @property
@@ -169,17 +173,30 @@ class KeyframeBank:
         return ~((apart(self.pose, pose_B3[:, None]) < 1) & self.filled).any(1)
 
     def keep(
-        self, wanted: Tensor, z_BChw: Tensor, pose_B3: Tensor, tick: int, walls: Tensor, image: Tensor
+        self,
+        wanted: Tensor,
+        z_BChw: Tensor,
+        pose_B3: Tensor,
+        tick: int,
+        walls: Tensor,
+        image: Tensor,
+        imagined: bool = False,
     ) -> KeyframeBank:
         """Takes in the frames (B,) that are wanted, with depths (B, C) and picture uint8 (B, 3, H, W)."""
-        assert self.walls is not None and self.images is not None
+        assert self.walls is not None and self.images is not None and self.imagined is not None
         slot, at = self._slots(wanted)
         images = list(self.images)
         for k in slot[wanted].unique().tolist():
             mine = (wanted & (slot == k))[:, None, None, None]
             images[k] = torch.where(mine, image, images[k])
         taken = self._take_in(wanted, z_BChw, describe(z_BChw), pose_B3, tick)
-        return replace(taken, walls=self.walls.index_put(at, walls[wanted]), images=tuple(images))
+        own = torch.full_like(at[0], imagined, dtype=torch.bool)
+        return replace(
+            taken,
+            walls=self.walls.index_put(at, walls[wanted]),
+            images=tuple(images),
+            imagined=self.imagined.index_put(at, own),
+        )
 
     def _slots(self, wanted: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The slot (B,) that a new frame takes, and the indices of those that are wanted."""

@@ -38,6 +38,8 @@ ASIDE = 0.5
 """What it costs a keyframe to be taken from elsewhere, per angle; a factor of e in size costs 1."""
 ASTRAY = 2e-4
 """Half extents by which each tick makes it less certain where a keyframe was taken, seen from now."""
+IMAGINED = 3.0
+"""What it costs a keyframe that a dream painted it itself: as much as being seen 20 times too small."""
 HIDDEN = -1e4
 
 
@@ -45,7 +47,8 @@ class Views(NamedTuple):
     """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
     wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from; small
     (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them; age (B, K) in ticks, for
-    dreams whose reckoning goes astray with time; doubt (B, K, C - 1), see `doubted`, where it is known."""
+    dreams whose reckoning goes astray with time; doubt (B, K, C - 1), see `doubted`, where it is known;
+    imagined (B, K), whether a dream painted them, where there are such."""
 
     image: Tensor
     pose: Tensor
@@ -54,6 +57,7 @@ class Views(NamedTuple):
     small: Tensor | None = None
     age: Tensor | None = None
     doubt: Tensor | None = None
+    imagined: Tensor | None = None
 
 
 class Lens(NamedTuple):
@@ -256,10 +260,7 @@ def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: floa
 
     Greedy: each next one is that which adds most. Where fewer are held, some come twice.
     """
-    depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
-    _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
-    cost = _cost(views, pose_B3[:, None], depth, away)
-    worth = torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
+    worth = _worth(views, lens, pose_B3, aspect)
     # Where nothing of the view is known, the nearest are the ones to feel walls by.
     tie = 1e-3 / (1 + (views.pose[..., :2] - pose_B3[:, None, :2]).norm(dim=-1)) * views.held[:, 0]
     have = torch.zeros_like(worth[:, 0])
@@ -275,12 +276,26 @@ def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: floa
     return torch.where(views.held[:, 0].gather(1, found), found, found[:, :1])
 
 
+def known_part(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
+    """(B,): which part of the view from a pose keyframes show, of whatever quality."""
+    return (_worth(views, lens, pose_B3, aspect) > 0).any(1).float().mean(1)
+
+
+def _worth(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
+    """How well each keyframe shows each of 4 x 16 parts of the view from a pose, 0 to 1: (B, K, 64)."""
+    depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
+    _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
+    cost = _cost(views, pose_B3[:, None], depth, away)
+    return torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
+
+
 def _cost(views: Views, pose_BT3: Tensor, depth: Tensor, away: Tensor) -> Tensor:
     """How badly each keyframe shows what lies at `depth`, and `away` from itself: (B, T, K, R, L)."""
     off = ASIDE * (views.pose[:, None, :, :2] - pose_BT3[:, :, None, :2]).norm(dim=-1)
     if views.age is not None:
         off = off + ASTRAY * views.age[:, None]
-    return (away.clamp(min=NEAR) / depth).log().abs() + off[..., None, None] / depth
+    cost = (away.clamp(min=NEAR) / depth).log().abs() + off[..., None, None] / depth
+    return cost if views.imagined is None else cost + IMAGINED * views.imagined[:, None, :, None, None]
 
 
 def take(views: Views, positions_BR: Tensor) -> Views:

@@ -133,9 +133,10 @@ def shuffled_keyframes(state: DreamState) -> DreamState:
         order[b, held] = held[rank[b, held].argsort()]
     rows = torch.arange(len(order), device=order.device)[:, None]
     shuffled = replace(bank, frames=bank.frames[rows, order])
-    if bank.walls is not None and bank.images is not None:
+    if bank.walls is not None and bank.images is not None and bank.imagined is not None:
         images = torch.stack(bank.images, 1)[rows, order].unbind(1)
-        shuffled = replace(shuffled, walls=bank.walls[rows, order], images=images)
+        imagined = bank.imagined[rows, order]
+        shuffled = replace(shuffled, walls=bank.walls[rows, order], images=images, imagined=imagined)
     return replace(state, bank=shuffled)
 
 
