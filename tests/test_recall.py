@@ -16,7 +16,7 @@ from world_model import keeper as keeping
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Remembered
-from world_model.dream import THOUGHT, DreamEngine
+from world_model.dream import THOUGHT, DreamEngine, DreamState
 from world_model.evaluation.worlds import AblatedDream
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
 from world_model.memory import APART, KeyframeBank, apart
@@ -27,6 +27,7 @@ from world_model.recall import (
     centres,
     colours,
     finer,
+    known_part,
     look,
     onto_plan,
     retrieve,
@@ -36,9 +37,12 @@ from world_model.recall import (
     wall_depths,
 )
 from world_model.recollection import BODY, Recollection, hand_on, nothing_held, show_what_was_handed
+from world_model.scenes import Past, Scene, load_scene, save_scene
 from world_model.settle import Alignment, fuse
+from world_model.training.publish import SCENE_TICKS, make_scene
 from world_model.training.stride_stage import Steps, walk_loss
 from world_model.training.survey_stage import SurveyBatch, odometer_loss, varied
+from world_model.types import WorldError
 from world_model.world import load_world
 
 LENS = Lens(torch.tensor(1.2), (-0.1, 0.2))
@@ -356,6 +360,42 @@ def test_what_was_seen_lately_is_looked_at_first() -> None:
         assert bool((found.which == int(age[0] > age[1])).all())
 
 
+def test_what_was_seen_is_looked_at_before_what_was_imagined() -> None:
+    pose = [0.0, 0.0, 0.0]
+    views = keyframes([pose, pose])._replace(age=torch.tensor([[0.0, 400.0]]))
+    at = torch.tensor(pose)[None, None]
+    assert bool((look(views, LENS, at, 10, 16, ASPECT).which == 0).all())
+    dreamed = views._replace(imagined=torch.tensor([[True, False]]))
+    assert bool((look(dreamed, LENS, at, 10, 16, ASPECT).which == 1).all())
+
+
+def test_what_is_known_is_not_held_again_as_it_was_imagined(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    obs = tiny_frames(8)
+    act, phase = np.full((1, 7), 1, np.int64), np.zeros(1, np.int64)
+    state = engine.start(engine.encode(obs)[None], act, phase, obs=obs[None])
+    keeper, bank = engine._keeper, state.bank
+    assert keeper is not None and bank.imagined is not None and not bool(bank.imagined.any())
+    monkeypatch.setattr(KeyframeBank, "wants", lambda _, pose: torch.ones(len(pose), dtype=torch.bool))
+    what = (state.z, state.place.pose, state.tick + 1, lambda: obs[None, -1])
+    monkeypatch.setattr(keeping, "known_part", lambda *_: torch.ones(1))
+    assert keeper.offer(bank, *what, imagined=True) is bank
+    real = keeper.offer(bank, *what)
+    monkeypatch.setattr(keeping, "known_part", lambda *_: torch.zeros(1))
+    own = keeper.offer(bank, *what, imagined=True)
+    for after, imagined in ((real, False), (own, True)):
+        assert after.imagined is not None
+        newest = after.born == state.tick + 1
+        assert after.imagined[newest].tolist() == [imagined]
+
+
+def test_known_is_what_some_keyframe_shows() -> None:
+    views = keyframes([[0.0, 0.0, 0.0]])
+    ahead, back = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, np.pi]])
+    assert float(known_part(views, LENS, ahead, ASPECT)) == 1.0
+    assert float(known_part(views, LENS, back, ASPECT)) == 0.0
+
+
 def test_a_world_that_recalls_plays_saves_and_goes_on(tmp_path: Path) -> None:
     world = load_world(tiny_world(tmp_path / "w", config=RECALLING))
     world.reset(seed=0)
@@ -399,6 +439,7 @@ def test_a_held_picture_is_made_small_once_and_painted_no_second_time(
     monkeypatch.setattr(keeping, "shrunk", lambda *args: made.append(1) or small(*args))
     monkeypatch.setattr(DreamEngine, "decode", lambda *args: painted.append(1) or decode(*args))
     monkeypatch.setattr(KeyframeBank, "wants", lambda _, pose: torch.ones(len(pose), dtype=torch.bool))
+    monkeypatch.setattr(keeping, "known_part", lambda *_: torch.zeros(1))
     held = len(world.memory.keyframes)
     ticks = 12
     for tick in range(ticks):
@@ -426,6 +467,59 @@ def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> N
     assert int(state.bank.born[state.bank.filled].min()) >= HISTORY
     short = engine.start(engine.encode(obs[:4])[None], act[:, :3], phase, obs=obs[None, :4])
     assert int(short.bank.born[short.bank.filled].min()) == 0
+
+
+def test_a_past_is_as_good_as_having_been_there(tmp_path: Path) -> None:
+    world = tiny_model(config=RECALLING)
+    frames = tiny_frames(50)
+    actions, phases = np.arange(49) % 4, np.arange(49) % 5
+    taken = actions.astype(np.int16), phases.astype(np.uint8), None, None, np.zeros(49, np.float32)
+    episode = Episode({}, frames, *taken)
+    scene = make_scene(world, episode, 0, 50, "scene1")
+    assert scene.past is not None and len(scene.frames) == SCENE_TICKS + 1 and scene.past.ticks == 17
+    save_scene(tmp_path, scene)
+    found = load_scene(tmp_path, "scene1", (HEIGHT, WIDTH), 4, RECALLING.dynamics.keyframes)
+    assert found.past is not None
+    for name, value in vars(scene.past).items():
+        assert np.array_equal(getattr(found.past, name), value), name
+    for tick in (*found.past.born.tolist(), 17, 49):
+        assert np.array_equal(found.frame(int(tick)), frames[tick])
+    engine = DreamEngine(world)
+
+    def begun(scene: Scene) -> DreamState:
+        z, phase = engine.encode(scene.frames)[None], np.array([scene.phase])
+        return engine.start(z, scene.actions[None], phase, obs=scene.frames[None], past=scene.past)
+
+    whole, short = begun(Scene("all", frames, actions, 0)), begun(found)
+    assert whole.tick == short.tick == 49 and torch.equal(whole.phase, short.phase)
+    torch.testing.assert_close(whole.place.pose, short.place.pose, atol=1e-4, rtol=0)
+    # The walk's last frame is held as well: it was the last that was seen for sure.
+    assert set(whole.bank.born[0].tolist()) <= {*short.bank.born[0].tolist(), 16, 17}
+
+
+def test_a_past_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    past = Past(
+        4,
+        tiny_frames(2),
+        np.zeros((2, 3), np.float32),
+        np.array([0, 3]),
+        *np.zeros((2, 3), np.float32),
+        np.full(HISTORY, -1, np.int64),
+    )
+    scene = Scene("scene1", tiny_frames(3), np.zeros(2, np.int64), 0, past)
+    save_scene(tmp_path, scene)
+    assert load_scene(tmp_path, "scene1", (HEIGHT, WIDTH), 4, 6).past is not None
+    with pytest.raises(WorldError, match="past"):
+        load_scene(tmp_path, "scene1", (HEIGHT, WIDTH), 4)
+    for change in (
+        {"born": np.array([0, 4])},
+        {"born": np.array([3, 3])},
+        {"history": np.full(HISTORY, 4, np.int64)},
+        {"frames": tiny_frames(3)},
+    ):
+        save_scene(tmp_path, replace(scene, past=replace(past, **change)))
+        with pytest.raises(WorldError):
+            load_scene(tmp_path, "scene1", (HEIGHT, WIDTH), 4, 6)
 
 
 def test_walls_are_doubted_once_a_bank(monkeypatch: pytest.MonkeyPatch) -> None:

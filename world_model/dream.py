@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
 from world_model.recall import Views
+from world_model.scenes import Past
 from world_model.settle import Aligner, fuse, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
@@ -109,6 +111,10 @@ SOUND_NOISE = 1 << 40
 Timer = Callable[[str, float], None]
 
 
+def _same(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pictures
+
+
 def _untimed(section: str, milliseconds: float) -> None:
     pass
 
@@ -186,13 +192,17 @@ class DreamEngine:
         phase: NDArray[np.int64],
         seed: int = 0,
         obs: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | None = None,
+        past: Past | None = None,
     ) -> DreamState:
         """Shows the trunk real frames (B, T, ...) and the T - 1 actions between them (B, T - 1).
 
         phase (B,) is the clock position of the first of these transitions. `obs` (B, T, H, W, 3) are the
-        frames themselves: a world that recalls holds them as they are, or else as it would paint them.
+        frames themselves: a world that recalls holds them as they are, or else as it would paint them. And
+        such a one may have a `past`, the same for every dream.
         """
         state = self.begin(z_BTChw[:, 0], phase, seed)
+        if past is not None:
+            state = self._with_past(state, past)
         actions = torch.as_tensor(np.asarray(act), dtype=torch.long, device=self.device)
         state = self.look(state)
         path = [state.place]
@@ -201,7 +211,8 @@ class DreamEngine:
             lately = actions.shape[1] - t <= THOUGHT or not self.config.dynamics.recall
             state = self.observe(state, actions[:, t], z_BTChw[:, t + 1], real, lately)
             path.append(state.place)
-            if t + 1 == HISTORY and self.config.dynamics.recall and t + 1 < actions.shape[1]:
+            new = self.config.dynamics.recall and past is None
+            if t + 1 == HISTORY and new and t + 1 < actions.shape[1]:
                 # How fast the player turned when the context began shows only now: where these frames were
                 # taken is not known well enough to hold them.
                 state = replace(state, bank=self._empty_bank(len(z_BTChw), z_BTChw.shape[2]))
@@ -215,6 +226,27 @@ class DreamEngine:
                 )
             state = replace(state, bank=bank)
         return self.settle(state, path, z_BTChw, actions)
+
+    def _with_past(self, state: DreamState, past: Past) -> DreamState:
+        """The beginning of a dream that has been somewhere before."""
+        assert self._keeper is not None, "only a world that recalls can have a past"
+        batch = len(state.z)
+
+        def every(numbers: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(numbers).to(self.device).expand(batch, -1)
+
+        bank, all_of_them = state.bank, torch.ones(batch, dtype=torch.bool, device=self.device)
+        held = zip(past.born.tolist(), past.poses, past.frames, self.encode(past.frames), strict=True)
+        for born, pose, frame, z in sorted(held, key=lambda one: one[0]):
+            pictures = np.repeat(frame[None], batch, 0)
+            with self._precision():
+                bank = self._keeper.hold(
+                    bank, all_of_them, z.expand(batch, *z.shape), every(pose), born, partial(_same, pictures)
+                )
+        place = state.place._replace(
+            pose=every(past.pose), motion=every(past.motion), history=every(past.history)
+        )
+        return replace(state, bank=bank, place=place, tick=past.ticks)
 
     @torch.no_grad()
     def settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor, act_BT: Tensor) -> DreamState:

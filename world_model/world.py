@@ -55,11 +55,11 @@ class World:
         start = self._scene(seed, scene) if context is None else self._check_context(*context)
         z = self._engine.encode(start.frames)
         phase = np.array([start.phase])
-        dream = self._engine.start(z[None], start.actions[None], phase, seed, start.frames[None])
+        dream = self._engine.start(z[None], start.actions[None], phase, seed, start.frames[None], start.past)
         picture = self._picture(dream, self._blank())
         image = picture.copy()
         born = dream.bank.born[0][dream.bank.filled[0]].tolist()
-        thumbnails = {int(t): _thumbnail(start.frames[int(t)]) for t in born}
+        thumbnails = {int(t): _thumbnail(start.frame(int(t))) for t in born}
         self._state = WorldState(dream, picture, thumbnails, 0, self.info.weights_sha256)
         total = 1e3 * (perf_counter() - began)
         return Frame(image, _sound(dream), FrameInfo(dream.tick, {"total": total}))
@@ -178,7 +178,9 @@ class World:
                 raise WorldError(f"{self._folder}: it has no scenes to start from; give a context")
             name = self.info.scenes[seed % len(self.info.scenes)]
         size = (self.info.height, self.info.width)
-        return load_scene(self._folder, name, size, len(self.actions))
+        dynamics = self._engine.config.dynamics
+        keyframes = dynamics.keyframes if dynamics.recall else 0
+        return load_scene(self._folder, name, size, len(self.actions), keyframes)
 
     def _check_context(self, obs: NDArray[np.uint8], act: NDArray[Any]) -> Scene:
         obs, act = np.asarray(obs), np.asarray(act)

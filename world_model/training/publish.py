@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from world_model.config import WorldConfig
 from world_model.data.episodes import Episode, list_episodes, read_episode
+from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy
-from world_model.scenes import Scene, save_scene
+from world_model.precision import native_dtype
+from world_model.scenes import Past, Scene, save_scene
 from world_model.training.card import EVAL_NAME, read_metrics, write_card
 from world_model.training.pictures import write_png
 from world_model.training.run import ORDER, SOUND, foreign_stages, load_run
 from world_model.types import DataError
 from world_model.world import save_world
 
-SCENE_TICKS, REMEMBERED_TICKS = 32, 96
-"""Length of a scene, and of one in a world that recalls: what it shows is all that such a dream knows."""
+SCENE_TICKS, REMEMBERED_TICKS = 32, 600
+"""Length of a scene, and, in a world that recalls, of the walk that it ends: all that such a dream knows."""
 REMEMBERED_SCENES = 4
 
 
@@ -31,13 +35,13 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     missing = [s for s in needed_stages(world.config) if not (run / f"{s}.safetensors").exists()]
     if missing:
         raise DataError(f"{run} is not finished: train --stage {missing[0]} first")
-    ticks, scenes = (
-        (REMEMBERED_TICKS, min(scenes, REMEMBERED_SCENES))
-        if world.config.dynamics.recall
-        else (SCENE_TICKS, scenes)
-    )
     split = "test" if (data / "test").is_dir() else "val"
-    episodes = [e for e in map(read_episode, list_episodes(data, split)) if len(e) >= ticks]
+    episodes = [read_episode(folder) for folder in list_episodes(data, split)]
+    ticks = SCENE_TICKS
+    if world.config.dynamics.recall:
+        scenes = min(scenes, REMEMBERED_SCENES)
+        ticks = max(ticks, min(REMEMBERED_TICKS, max(map(len, episodes), default=0)))
+    episodes = [e for e in episodes if len(e) >= ticks]
     if not episodes:
         raise DataError(f"{data}: no held-out episode has {ticks} ticks to start a dream from")
     header = episodes[0].header
@@ -45,16 +49,50 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
     save_world(folder, world, header["licence"], provenance, scores={})
     write_card(folder, world.config, run, provenance)
     (folder / EVAL_NAME).unlink(missing_ok=True)  # it was of other weights
-    chosen = choose_scenes(episodes, scenes, ticks)
+    write_scenes(world, episodes, folder, scenes, ticks)
+
+
+def write_scenes(world: WorldModel, episodes: list[Episode], folder: Path, count: int, ticks: int) -> None:
+    """Scenes of the episodes in place of those that the world's folder has; the first is its thumbnail."""
+    chosen = choose_scenes(episodes, count, ticks)
     for old in (folder / "scenes").glob("*"):
         old.unlink()
     for index, (episode, start) in enumerate(chosen):
-        frames = np.array(episode.frames[start : start + ticks])
-        actions = np.array(episode.actions[start : start + ticks - 1], np.int64)
-        name = f"scene{index + 1}"
-        save_scene(folder, Scene(name, frames, actions, int(episode.phases[start])))
-        write_png(folder / "scenes" / f"{name}.png", np.ascontiguousarray(frames[-1, ::2, ::2]))
+        scene = make_scene(world, episode, start, ticks, f"scene{index + 1}")
+        save_scene(folder, scene)
+        write_png(folder / "scenes" / f"{scene.name}.png", np.ascontiguousarray(scene.frames[-1, ::2, ::2]))
     write_png(folder / "thumbnail.png", np.array(chosen[0][0].frames[chosen[0][1] + ticks - 1]))
+
+
+def make_scene(world: WorldModel, episode: Episode, start: int, ticks: int, name: str) -> Scene:
+    """The scene of `ticks` frames from `start`. In a world that recalls all but the last of them are a past:
+    what it makes of them is kept, and not they themselves."""
+
+    def cut(first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        frames = np.array(episode.frames[first : first + count])
+        return frames, np.array(episode.actions[first : first + count - 1], np.int64)
+
+    last = start + ticks - SCENE_TICKS - 1
+    if not world.config.dynamics.recall or last <= start:
+        return Scene(name, *cut(start, ticks), int(episode.phases[start]))
+    engine = DreamEngine(world.eval(), native_dtype(next(world.parameters()).device.type))
+    frames, actions = cut(start, last - start + 1)
+    phase = np.array([episode.phases[start]])
+    with torch.no_grad():
+        walked = engine.start(engine.encode(frames)[None], actions[None], phase, obs=frames[None])
+    bank, place = walked.bank, walked.place
+    held = bank.filled[0] & (bank.born[0] < walked.tick)
+    born = bank.born[0, held].cpu().numpy()
+    past = Past(
+        walked.tick,
+        frames[born],
+        bank.pose[0, held].float().cpu().numpy(),
+        born,
+        place.pose[0].float().cpu().numpy(),
+        place.motion[0].float().cpu().numpy(),
+        place.history[0].cpu().numpy(),
+    )
+    return Scene(name, *cut(last, SCENE_TICKS + 1), int(episode.phases[last]), past)
 
 
 def choose_scenes(episodes: list[Episode], count: int, ticks: int) -> list[tuple[Episode, int]]:
