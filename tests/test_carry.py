@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny import TINY, tiny_model
+from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
 from world_model.carry import DEPTHS, Carry
+from world_model.data.dataset import LatentDataset, load_split
 from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
+from world_model.training.carry_stage import CarryStage
 from world_model.training.run import foreign_stages
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
@@ -96,3 +100,30 @@ def test_clip_equals_steps_and_the_carry_reaches_the_mean() -> None:
 def test_a_world_in_which_nothing_moves_has_no_such_stage() -> None:
     assert "carry" in foreign_stages(TINY) and "carry" not in foreign_stages(CARRYING)
     assert tiny_model().dynamics.trunk.carry is None
+
+
+def test_the_stage_learns_and_minds_things_most(tmp_path: Path) -> None:
+    boxes = np.zeros((41, 1, 5), np.int16)
+    boxes[:, 0] = 1, 0, 0, WIDTH // 4, HEIGHT // 2
+    episodes = [replace(e, labels=boxes) for e in load_split(tiny_data(tmp_path), "train")]
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(size=(41, 4, 2, 4)).astype(np.float16) for _ in episodes]
+    data = LatentDataset(episodes, latents, (0.0, 0.0), 4.0)
+    world = tiny_model(config=CARRYING)
+    stage = CarryStage(world, data, data, "cpu")
+    carry, place = world.dynamics.trunk.carry, world.dynamics.place
+    assert carry is not None and place is not None
+    assert float(carry.spread) == float(place.map.surfaces.spread)
+    batch = stage.batch(np.random.default_rng(1), 0.0)
+    optimizer = torch.optim.Adam(stage.model.parameters(), 1e-2)
+    losses = []
+    for _ in range(8):
+        loss, metrics = stage.loss(batch, 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and set(metrics) == {"tick1", "tick2"}
+    scores = stage.preview(tmp_path / "carry.png")
+    assert {"carried", "carried_lively", "left", "left_lively"} == set(scores)
+    assert (tmp_path / "carry.png").exists()
