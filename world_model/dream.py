@@ -111,10 +111,6 @@ SOUND_NOISE = 1 << 40
 Timer = Callable[[str, float], None]
 
 
-def _same(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return pictures
-
-
 def _untimed(section: str, milliseconds: float) -> None:
     pass
 
@@ -238,11 +234,10 @@ class DreamEngine:
         bank, all_of_them = state.bank, torch.ones(batch, dtype=torch.bool, device=self.device)
         held = zip(past.born.tolist(), past.poses, past.frames, self.encode(past.frames), strict=True)
         for born, pose, frame, z in sorted(held, key=lambda one: one[0]):
-            pictures = np.repeat(frame[None], batch, 0)
+            pictures = partial(np.repeat, frame[None], batch, 0)
+            z_BChw = z.expand(batch, *z.shape)
             with self._precision():
-                bank = self._keeper.hold(
-                    bank, all_of_them, z.expand(batch, *z.shape), every(pose), born, partial(_same, pictures)
-                )
+                bank = self._keeper.hold(bank, all_of_them, z_BChw, every(pose), born, pictures)
         place = state.place._replace(
             pose=every(past.pose), motion=every(past.motion), history=every(past.history)
         )

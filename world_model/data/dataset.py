@@ -159,10 +159,13 @@ class LatentDataset:
 
     def sample(self, rng: np.random.Generator, batch: int, ticks: int, keyframes: int) -> Clips:
         """Random clips of `ticks` transitions from random episodes."""
+        return self.clips(self.places(rng, batch, ticks), ticks, keyframes, rng)
+
+    def places(self, rng: np.random.Generator, batch: int, ticks: int) -> list[tuple[int, int]]:
+        """Where random clips of `ticks` transitions start: (episode, tick)."""
         weights = np.array([max(0, len(e) - ticks) for e in self.episodes], np.float64)
         picks = rng.choice(len(self.episodes), batch, p=weights / weights.sum())
-        starts = [int(rng.integers(0, len(self.episodes[i]) - ticks + 1)) for i in picks]
-        return self.clips([(int(i), s) for i, s in zip(picks, starts, strict=True)], ticks, keyframes, rng)
+        return [(int(i), int(rng.integers(0, len(self.episodes[i]) - ticks + 1))) for i in picks]
 
     def clips(
         self, places: list[tuple[int, int]], ticks: int, keyframes: int, rng: np.random.Generator

@@ -18,7 +18,7 @@ from world_model.data.dataset import LatentDataset
 from world_model.dream import DreamEngine, WorldModel
 from world_model.place import motion_between
 from world_model.precision import mixed_precision, native_dtype
-from world_model.training.dynamics_stage import LIVELY
+from world_model.training.dynamics_stage import costs
 from world_model.training.pictures import save_rows
 
 FRAMES, TICKS = 64, 2
@@ -60,8 +60,7 @@ class CarryStage:
 
     def loss(self, batch: CarryBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         z, motion, lively = (part.to(self.device) for part in batch)
-        weight = 1 + LIVELY * lively[:, :, None]
-        weight = weight / weight.mean()
+        weight = costs(lively)
         total, metrics, own = torch.zeros((), device=self.device), {}, z[:, 0]
         with mixed_precision(self.device.type):
             for t in range(motion.shape[1]):
@@ -93,9 +92,7 @@ def _mean(x: Tensor, weight: Tensor) -> float:
 
 
 def _draw(data: LatentDataset, rng: np.random.Generator, frames: int) -> CarryBatch:
-    weights = np.array([len(e) - TICKS for e in data.episodes], np.float64)
-    picks = rng.choice(len(weights), frames, p=weights / weights.sum())
-    places = [(int(i), int(rng.integers(0, len(data.episodes[i]) - TICKS + 1))) for i in picks]
+    places = data.places(rng, frames, TICKS)
     z = np.stack([data.latents[i][s : s + TICKS + 1] for i, s in places])
     poses = [data.pose(i) for i, _ in places]
     pose = torch.from_numpy(

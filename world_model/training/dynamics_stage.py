@@ -206,7 +206,12 @@ def attention(clips: Clips, batch: int) -> Tensor:
     """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w)."""
     if clips.lively is None:
         return torch.ones(batch, 1, 1, 1, 1, device=clips.z.device)
-    weight = 1 + LIVELY * clips.lively[:, 1:, None]
+    return costs(clips.lively[:, 1:])
+
+
+def costs(lively_BThw: Tensor) -> Tensor:
+    """The same by which part of each cell things that move cover."""
+    weight = 1 + LIVELY * lively_BThw[:, :, None]
     return weight / weight.mean()
 
 
