@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_data
 from world_model.data import collect as collecting
 from world_model.data.collect import CollectConfig, collect, coverage_report, record_episode
-from world_model.data.dataset import FrameSampler, LatentDataset, Prefetcher, lively, load_split
+from world_model.data.dataset import TRIED, FrameSampler, LatentDataset, Prefetcher, lively, load_split
 from world_model.data.episodes import SPLITS, list_episodes, read_episode, write_episode
 from world_model.data.gym_source import fit_picture
 from world_model.data.policies import Walker
@@ -176,6 +176,22 @@ def test_lively_is_what_lies_in_boxes_and_the_status_bar(tmp_path: Path) -> None
         np.random.default_rng(0), 16, (16, 32), 28
     )
     assert frames.shape == (16, 16, 32, 3) and set(masks.sum((1, 2)).tolist()) <= {0, 32, 4 * 32}
+
+
+def test_every_second_clip_is_where_things_are(tmp_path: Path) -> None:
+    episode = load_split(tiny_data(tmp_path), "train")[0]
+    ticks, count = 4, len(episode.frames)
+    labels = np.zeros((count, 2, 5), np.int16)
+    labels[count // 2 :, 0] = [1, 0, 0, 6, 8]
+    latents = [np.zeros((count, 4, 2, 4), np.float16)]
+
+    def late(labels: np.ndarray | None) -> float:
+        data = LatentDataset([replace(episode, labels=labels)], latents, (0.0, 0.0), 2.0)
+        places = data.places(np.random.default_rng(0), 400, ticks)
+        return float(np.mean([start + ticks // 2 >= count // 2 for _, start in places]))
+
+    assert late(labels) == pytest.approx(0.5 / 2 + (1 - 0.5**TRIED) / 2, abs=0.08)
+    assert late(None) == pytest.approx(0.5, abs=0.08)
 
 
 def test_clips_are_aligned_and_keyframes_come_from_the_past(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ FIGHT: Final = (
 VARIABLES: Final = ("HEALTH", "SELECTED_WEAPON_AMMO", "KILLCOUNT", "ITEMCOUNT", "DEAD")
 """What each tick tells in numbers, by ViZDoom's names; ammunition is that of the pistol in hand."""
 
-MONSTERS: Final = frozenset({"ArenaZombie", "ArenaImp", "ArenaDemon"})
+MONSTERS: Final = frozenset({"ArenaImp", "ArenaDemon"})
 """The living, by their names in labels; the fallen have "Dead" before theirs."""
 
 ITEMS: Final = frozenset({"ArenaMedikit", "ArenaClip"})

@@ -5,6 +5,9 @@ says how the things differ from Doom's:
 
 - the pistol fires in the tic in which the trigger is pulled, so a shot belongs to the tick of its action;
 - monsters are weaker, come out of one of the gates again some seconds after they fell, and drop nothing;
+- they walk in steps of a fifth of a second, five ticks of the world, stand still between, face the player
+  and fight with claws and teeth: what two processor cores can learn of a fight in some hours;
+- a wound does not tint the view;
 - medikits and clips come back after some seconds.
 """
 
@@ -58,37 +61,33 @@ actor ArenaPlayer : DoomPlayer
   Player.DisplayName "Marine"
   Player.StartItem "ArenaPistol"
   Player.StartItem "Clip", 50
+  Player.DamageScreenColor "ff 00 00", 0.0
 }
 
 actor Felled : Inventory { Inventory.MaxAmount 1 }
 
-actor ArenaZombie : ZombieMan
-{
-  Health 20
-  +LOOKALLAROUND
-  DropItem "None"
-  States
-  {
-  Death: POSS H 5
-    POSS I 5 A_Scream
-    POSS J 5 A_NoBlocking
-    POSS K 5
-    POSS L 70 A_GiveInventory("Felled", 1, AAPTR_MASTER)
-    Stop
-  XDeath: Goto Death
-  }
-}
-
 actor ArenaImp : DoomImp
 {
   Health 30
+  Speed 24
   +LOOKALLAROUND
   States
   {
-  Death: TROO I 6
-    TROO J 6 A_Scream
-    TROO K 5
-    TROO L 5 A_NoBlocking
+  Spawn: TROO A 7 A_Look
+    Loop
+  See: TROO A 0 A_Chase
+    TROO A 7 A_FaceTarget
+    TROO C 0 A_Chase
+    TROO C 7 A_FaceTarget
+    Loop
+  Melee: TROO E 7 A_FaceTarget
+    TROO G 7 A_CustomMeleeAttack(3 * random(1, 6), "imp/melee")
+    Goto See
+  Missile: Stop
+  Pain: TROO H 7 A_Pain
+    Goto See
+  Death: TROO I 7 A_Scream
+    TROO K 7 A_NoBlocking
     TROO M 70 A_GiveInventory("Felled", 1, AAPTR_MASTER)
     Stop
   XDeath: Goto Death
@@ -98,14 +97,24 @@ actor ArenaImp : DoomImp
 actor ArenaDemon : Demon
 {
   Health 40
+  Speed 28
   +LOOKALLAROUND
   States
   {
-  Death: SARG I 5
-    SARG J 5 A_Scream
-    SARG K 4
-    SARG L 4 A_NoBlocking
-    SARG M 4
+  Spawn: SARG A 7 A_Look
+    Loop
+  See: SARG A 0 A_Chase
+    SARG A 7 A_FaceTarget
+    SARG C 0 A_Chase
+    SARG C 7 A_FaceTarget
+    Loop
+  Melee: SARG E 7 A_FaceTarget
+    SARG G 7 A_CustomMeleeAttack(3 * random(1, 8), "demon/melee")
+    Goto See
+  Pain: SARG H 7 A_Pain
+    Goto See
+  Death: SARG I 7 A_Scream
+    SARG K 7 A_NoBlocking
     SARG N 70 A_GiveInventory("Felled", 1, AAPTR_MASTER)
     Stop
   }
@@ -117,9 +126,7 @@ actor ArenaSpawner 20001
   States
   {
   Spawn: TNT1 A random(1, 180)
-    TNT1 A 1 A_Jump(170, "Imp", "Demon")
-  Zombie: TNT1 A 1 A_SpawnItemEx("ArenaZombie", 0, 0, 0, 0, 0, 0, 0, SXF_SETMASTER)
-    Goto Hold
+    TNT1 A 1 A_Jump(128, "Demon")
   Imp: TNT1 A 1 A_SpawnItemEx("ArenaImp", 0, 0, 0, 0, 0, 0, 0, SXF_SETMASTER)
     Goto Hold
   Demon: TNT1 A 1 A_SpawnItemEx("ArenaDemon", 0, 0, 0, 0, 0, 0, 0, SXF_SETMASTER)
