@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
+from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model, tiny_world
 from world_model.carry import DEPTHS, Carry
 from world_model.data.dataset import LatentDataset, load_split
 from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
 from world_model.training.carry_stage import CarryStage
-from world_model.training.run import foreign_stages
+from world_model.training.run import _begin_with, foreign_stages
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
 ROWS, COLUMNS = 40, 64
@@ -127,3 +127,15 @@ def test_the_stage_learns_and_minds_things_most(tmp_path: Path) -> None:
     scores = stage.preview(tmp_path / "carry.png")
     assert {"carried", "carried_lively", "left", "left_lively"} == set(scores)
     assert (tmp_path / "carry.png").exists()
+
+
+def test_a_trunk_that_begins_with_another_keeps_its_own_carry(tmp_path: Path) -> None:
+    other = tiny_world(tmp_path / "world", seed=3, config=CARRYING)
+    for kept in (True, False):
+        trunk = tiny_model(seed=1, config=CARRYING).dynamics.trunk
+        world = tiny_model(seed=1, config=CARRYING)
+        _begin_with(world, other, "trunk", carried=kept)
+        assert trunk.carry is not None and world.dynamics.trunk.carry is not None
+        same = torch.equal(world.dynamics.trunk.carry.join.weight, trunk.carry.join.weight)
+        assert same == kept
+        assert not torch.equal(world.dynamics.trunk.down.weight, trunk.down.weight)

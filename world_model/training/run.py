@@ -233,7 +233,8 @@ class _Material:
         if name in STAGES:  # previews paint with the best decoder that there is
             _load_stage(self.world, self.config.run, "decoder")
         if self.config.start is not None:
-            _begin_with(self.world, self.config.start, name)
+            carried = name in STAGES and (self.config.run / "carry.safetensors").exists()
+            _begin_with(self.world, self.config.start, name, carried)
         if name == "tokenizer":
             view = view_rows(self.world.config)
             return TokenizerStage(self.world.tokenizer, self.train, self.val, device, view=view)
@@ -379,8 +380,9 @@ def _load_stage(world: WorldModel, run: Path, name: str) -> None:
     part.load_state_dict({k: v for k, v in average.items() if k in own})
 
 
-def _begin_with(world: WorldModel, start: Path, name: str) -> None:
-    """Takes from another run or world what a stage can use: what has the same name and shape."""
+def _begin_with(world: WorldModel, start: Path, name: str, carried: bool = False) -> None:
+    """Takes from another run or world what a stage can use: what has the same name and shape. Not the carry
+    of the other trunk where the run has trained its own, `carried`."""
     part = _part(world, name)
     assert part is not None
     if (start / WEIGHTS_NAME).exists():
@@ -394,6 +396,8 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
         other = load_run(start)
     own = part.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
+    if carried:
+        fitting = {k: v for k, v in fitting.items() if not k.startswith("trunk.carry.")}
     part.load_state_dict(fitting, strict=False)
     if name in STAGES and fitting and not _kindred(world, other):
         world.dynamics.unlearn_seen()
