@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model, tiny_world
-from world_model.carry import DEPTHS, Carry
+from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
+from world_model.carry import FARTHEST, FINER, NEARNESS, Carry
 from world_model.data.dataset import LatentDataset, load_split
+from world_model.dream import DreamEngine
 from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
 from world_model.training.carry_stage import CarryStage
-from world_model.training.run import _begin_with, foreign_stages
+from world_model.training.run import foreign_stages
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
 ROWS, COLUMNS = 40, 64
 
 
-def moved(picture: Tensor, motion: tuple[float, float, float], depth: float = DEPTHS[0]) -> Tensor:
+def moved(picture: Tensor, motion: tuple[float, float, float], depth: float = FARTHEST) -> Tensor:
     """A picture (ROWS, COLUMNS) as all of it looks after a motion, if it is `depth` ahead then."""
     carry = Carry(4, 3, horizon=0.5)
-    at = carry._from(torch.tensor([motion]), depth, ROWS, COLUMNS)
+    at = carry._from(torch.tensor([motion]), torch.full((1, ROWS, COLUMNS), depth))
     out: Tensor = F.grid_sample(picture[None, None], at, padding_mode="border", align_corners=False)[0, 0]
     return out
 
@@ -65,7 +66,8 @@ def test_a_step_to_the_left_moves_what_is_near_to_the_right() -> None:
 
 def test_the_horizon_stays_where_a_status_bar_puts_it() -> None:
     carry = Carry(4, 3, horizon=0.4)
-    at = carry._from(torch.tensor([[0.05, 0.0, 0.0]]), 0.25, ROWS, COLUMNS)[0, :, COLUMNS // 2, 1]
+    depth = torch.full((1, ROWS, COLUMNS), 0.25)
+    at = carry._from(torch.tensor([[0.05, 0.0, 0.0]]), depth)[0, :, COLUMNS // 2, 1]
     rows = centres(ROWS, at.device)
     still = rows[(at - rows).abs().argmin()]
     assert abs(float(still) - (2 * 0.4 - 1)) < 1.5 / ROWS
@@ -80,29 +82,88 @@ def clip(ticks: int) -> tuple[Tensor, Tensor, Tensor, Step]:
     return z, act, phase, Step(pose, pose * 0.05, seen)
 
 
-def test_clip_equals_steps_and_the_carry_reaches_the_mean() -> None:
+def told(nearness: float, glass: float) -> Carry:
+    """A carry to which everything is as near as that, and on the glass or not."""
+    carry = Carry(4, 8, horizon=0.5)
+    last = carry.read[-2]
+    assert isinstance(last, torch.nn.Conv2d)
+    torch.nn.init.zeros_(last.weight)
+    raw = torch.tensor(nearness / NEARNESS).expm1().log()
+    last.bias.data = torch.cat([raw.expand(FINER**2), torch.full((FINER**2,), glass)])
+    return carry
+
+
+def test_a_picture_moves_but_for_what_is_on_the_glass() -> None:
+    picture = stripe(0.2).expand(1, 3, ROWS, COLUMNS)
+    z, turn = torch.zeros(1, 4, ROWS // 16, COLUMNS // 16), torch.tensor([[0.0, 0.0, 0.15]])
+    with torch.no_grad():
+        for mode in ("bilinear", "bicubic"):
+            out = told(0.1, glass=-20.0)(picture, z, turn, mode)
+            assert abs(where(out[0, 0]) - 0.05) < 0.01
+        torch.testing.assert_close(told(0.1, glass=20.0)(picture, z, turn), picture)
+        step = torch.tensor([[0.05, 0.0, 0.0]])
+        near, far = (told(n, glass=-20.0)(picture, z, step)[0, 0] for n in (4.0, 0.02))
+    assert where(near) > 0.22 > where(far)
+
+
+def test_what_turns_into_view_has_the_depth_that_it_had() -> None:
+    carry = told(0.1, glass=-20.0)
+    near = torch.full((1, 1, ROWS // 4, COLUMNS // 4), 0.1)
+    near[..., : COLUMNS // 8] = 4.0  # the left half is near
+    carry.reading = lambda z: (near, torch.zeros_like(near))  # type: ignore[method-assign]
+    picture, z = stripe(0.1).expand(1, 3, ROWS, COLUMNS), torch.zeros(1, 4, 2, 4)
+    motions = torch.tensor([[0.05, 0.0, 0.4], [0.0, 0.0, 0.4]])  # to the left: it is on the right then
+    with torch.no_grad():
+        out, turned = (carry(picture, z, m[None])[0, 0] for m in motions)
+    assert where(out) - where(turned) > 0.01  # nearer, it stands more to the left
+
+
+def test_clip_equals_steps_and_what_is_carried_reaches_mean_and_head() -> None:
     trunk = tiny_model(config=CARRYING).dynamics.trunk
     z, act, phase, step = clip(5)
+    carried = z.roll(1, -1)
     with torch.no_grad():
-        whole = trunk(z, act, phase, step, None)
+        whole = trunk(z, act, phase, step, None, carried)
         state = trunk.init_state(2)
         for t in range(5):
-            out, state = trunk.step(
-                z[:, t], act[:, t], phase[:, t], Step(*(s[:, t] for s in step)), None, state
-            )
+            now = Step(*(s[:, t] for s in step))
+            out, state = trunk.step(z[:, t], act[:, t], phase[:, t], now, None, state, carried[:, t])
             torch.testing.assert_close(out.mean, whole.mean[:, t], rtol=0, atol=2e-2)
-            torch.testing.assert_close(out.carried, whole.carried[:, t], rtol=0, atol=1e-5)
-        assert trunk.carry is not None
-        torch.nn.init.zeros_(trunk.carry.lower[-1].weight)
+        torch.testing.assert_close(whole.carried, carried)
         assert not torch.allclose(trunk(z, act, phase, step, None).mean, whole.mean, atol=1e-4)
+
+
+def test_a_latent_is_carried_through_its_picture() -> None:
+    world = tiny_model(config=CARRYING)
+    z, _, _, step = clip(3)
+    carried = world.carried(z, step.motion)
+    assert carried is not None and carried.shape == z.shape
+    one = world.carried(z[:, 1], step.motion[:, 1])
+    assert one is not None
+    torch.testing.assert_close(one, carried[:, 1], rtol=0, atol=1e-5)
+    assert tiny_model().carried(z, step.motion) is None
+
+
+def test_a_dream_is_carried_along() -> None:
+    first, second = tiny_model(config=CARRYING), tiny_model(config=CARRYING)
+    assert second.dynamics.carry is not None
+    second.dynamics.carry.spread.fill_(3.0)
+    z = torch.rand(1, 3, 4, 2, 4) - 0.5
+    with torch.no_grad():
+        means = []
+        for world in (first, second):
+            engine = DreamEngine(world.eval())
+            state = engine.start(z, np.zeros((1, 2), np.int64), np.zeros(1, np.int64))
+            means.append(engine.tick(state, torch.tensor([1])).z)
+    assert not torch.allclose(*means, atol=1e-5)
 
 
 def test_a_world_in_which_nothing_moves_has_no_such_stage() -> None:
     assert "carry" in foreign_stages(TINY) and "carry" not in foreign_stages(CARRYING)
-    assert tiny_model().dynamics.trunk.carry is None
+    assert tiny_model().dynamics.carry is None
 
 
-def test_the_stage_learns_and_minds_things_most(tmp_path: Path) -> None:
+def test_the_stage_learns_depths(tmp_path: Path) -> None:
     boxes = np.zeros((41, 1, 5), np.int16)
     boxes[:, 0] = 1, 0, 0, WIDTH // 4, HEIGHT // 2
     episodes = [replace(e, labels=boxes) for e in load_split(tiny_data(tmp_path), "train")]
@@ -111,31 +172,21 @@ def test_the_stage_learns_and_minds_things_most(tmp_path: Path) -> None:
     data = LatentDataset(episodes, latents, (0.0, 0.0), 4.0)
     world = tiny_model(config=CARRYING)
     stage = CarryStage(world, data, data, "cpu")
-    carry, place = world.dynamics.trunk.carry, world.dynamics.place
+    carry, place = world.dynamics.carry, world.dynamics.place
     assert carry is not None and place is not None
     assert float(carry.spread) == float(place.map.surfaces.spread)
     batch = stage.batch(np.random.default_rng(1), 0.0)
     optimizer = torch.optim.Adam(stage.model.parameters(), 1e-2)
-    losses = []
-    for _ in range(8):
+    losses, depths = [], []
+    for _ in range(20):
         loss, metrics = stage.loss(batch, 0.0)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] and set(metrics) == {"tick1", "tick2"}
+        depths.append(metrics["depth"])
+    assert losses[-1] < losses[0] and depths[-1] < depths[0]
+    assert set(metrics) == {"depth", "picture"}
     scores = stage.preview(tmp_path / "carry.png")
     assert {"carried", "carried_lively", "left", "left_lively"} == set(scores)
     assert (tmp_path / "carry.png").exists()
-
-
-def test_a_trunk_that_begins_with_another_keeps_its_own_carry(tmp_path: Path) -> None:
-    other = tiny_world(tmp_path / "world", seed=3, config=CARRYING)
-    for kept in (True, False):
-        trunk = tiny_model(seed=1, config=CARRYING).dynamics.trunk
-        world = tiny_model(seed=1, config=CARRYING)
-        _begin_with(world, other, "trunk", carried=kept)
-        assert trunk.carry is not None and world.dynamics.trunk.carry is not None
-        same = torch.equal(world.dynamics.trunk.carry.join.weight, trunk.carry.join.weight)
-        assert same == kept
-        assert not torch.equal(world.dynamics.trunk.down.weight, trunk.down.weight)

@@ -88,8 +88,8 @@ class DynamicsConfig:
     """Whether a world that recalls puts its place right by an `Aligner` while real frames come in. One with a
     map always does."""
     carry: int = 0
-    """Channels for each depth by which things that move are carried along when the player does (`carry.py`);
-    0 for a world in which nothing else moves."""
+    """Channels of the network by whose depths the present is carried along with the player (`carry.py`), or 0
+    in a world in which nothing else moves."""
     pose_octaves: int = 6
     plan_size: int = 256
     """Rows and columns of the floor plan of the map."""

@@ -48,6 +48,19 @@ class WorldModel(nn.Module):
             features = config.dynamics.conv_dim + SEEN_CHANNELS
             self.audio = AudioModel(config.audio, features, tok.latent_dim, len(config.actions))
 
+    @torch.no_grad()
+    def carried(self, z: Tensor, motion: Tensor) -> Tensor | None:
+        """Latents (..., C, h, w) as the motions (..., 3) leave them; None in a world that does not carry."""
+        carry, tokenizer = self.dynamics.carry, self.tokenizer
+        if carry is None:
+            return None
+        parts = zip(*(x.flatten(0, -k).split(CARRIED_AT_ONCE) for x, k in ((z, 4), (motion, 2))), strict=True)
+        moved = [
+            tokenizer.encode(carry(tokenizer.decode(part), part, by).clamp(-1, 1).to(part.dtype))
+            for part, by in parts
+        ]
+        return torch.cat(moved).float().view(z.shape)
+
     def for_inference(self, dtype: torch.dtype) -> WorldModel:
         """Kernels and matrices in `dtype`; what decides about the recurrent state, the stride by which places
         are reckoned, and sound, in fp32."""
@@ -97,6 +110,7 @@ class DreamState:
         return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
 
 
+CARRIED_AT_ONCE = 16
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""
 THOUGHT = 32
@@ -356,7 +370,10 @@ class DreamEngine:
         with self._precision():
             dynamics = self.model.dynamics
             step = dynamics.step_to(after.place, views)
-            out, trunk = dynamics.trunk.step(state.z, act_B, state.phase, step, retrieved, state.trunk)
+            carried = self.model.carried(state.z, step.motion)
+            out, trunk = dynamics.trunk.step(
+                state.z, act_B, state.phase, step, retrieved, state.trunk, carried
+            )
         return replace(after, trunk=trunk), out
 
     def _move(

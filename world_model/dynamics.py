@@ -200,19 +200,26 @@ class Trunk(nn.Module):
         self.up_seen = nn.Conv2d(SEEN_CHANNELS, c, 1)
         self.up_blocks = nn.ModuleList(FilmBlock(c, CONDITION) for _ in range(config.conv_blocks))
         self.out = nn.Conv2d(c, 2 * latent_dim, 3, padding=1)
-        self.carry = Carry(latent_dim, config.carry, config.horizon) if config.carry else None
-        if self.carry is not None:
+        self.carries = config.carry > 0
+        if self.carries:
             self.stem_carried = nn.Conv2d(latent_dim, c, 3, padding=1)
             self.choose_carried = nn.Conv2d(c, latent_dim, 3, padding=1)
 
     def forward(
-        self, z_BTChw: Tensor, act_BT: Tensor, phase_BT: Tensor, step: Step, retrieved: Retrieved | None
+        self,
+        z_BTChw: Tensor,
+        act_BT: Tensor,
+        phase_BT: Tensor,
+        step: Step,
+        retrieved: Retrieved | None,
+        carried_BTChw: Tensor | None = None,
     ) -> TrunkOutput:
-        """A clip from an empty state; output t is about tick t + 1."""
+        """A clip from an empty state; output t is about tick t + 1. carried: the latents as the motions of
+        `step` leave them (`WorldModel.carried`), in a world that carries."""
         b, t = act_BT.shape
         flat = Step(*(s.flatten(0, 1) for s in step))
         z = z_BTChw.flatten(0, 1)
-        moved = self._carried(z, flat)
+        moved = z if carried_BTChw is None else carried_BTChw.flatten(0, 1)
         e, stem = self._enter(z, moved, act_BT.flatten(), phase_BT.flatten(), flat)
         x = self._tokens(stem, e).view(b, t, -1, self.config.d_model)
         place = self.place(step.pose)
@@ -230,9 +237,10 @@ class Trunk(nn.Module):
         step: Step,
         retrieved: Retrieved | None,
         state: TrunkState,
+        carried_BChw: Tensor | None = None,
     ) -> tuple[TrunkOutput, TrunkState]:
-        """One tick with carried state."""
-        moved = self._carried(z_BChw, step)
+        """One tick with carried state; `carried` as for a clip."""
+        moved = z_BChw if carried_BChw is None else carried_BChw
         e, stem = self._enter(z_BChw, moved, act_B, phase_B, step)
         x, place, memory = self._tokens(stem, e), self.place(step.pose), self._memory(retrieved)
         layers = []
@@ -256,9 +264,6 @@ class Trunk(nn.Module):
             0,
         )
 
-    def _carried(self, z: Tensor, step: Step) -> Tensor:
-        return z if self.carry is None else self.carry(z, step.motion)
-
     def _enter(
         self, z: Tensor, moved: Tensor, act: Tensor, phase: Tensor, step: Step
     ) -> tuple[Tensor, Tensor]:
@@ -267,7 +272,7 @@ class Trunk(nn.Module):
         e = self.embed_action(act) + self.embed_phase(phase) + self.embed_motion(motion)
         e = self.condition(e)
         x = self.stem(torch.cat((z, step.seen.to(z.dtype)), 1)) + self.embed_cell
-        if self.carry is not None:
+        if self.carries:
             x = x + self.stem_carried(moved)
         for block in self.down_blocks:
             x = block(x, e)
@@ -302,7 +307,7 @@ class Trunk(nn.Module):
             h = block(h, e)
         fresh, keep = self.out(F.silu(h)).float().chunk(2, 1)
         gate, base = torch.sigmoid(keep), z.float()
-        if self.carry is not None:
+        if self.carries:
             moving = torch.sigmoid(self.choose_carried(F.silu(h)).float())
             base = base + moving * (moved.float() - base)
         mean = gate * base + (1 - gate) * torch.tanh(fresh)
@@ -359,6 +364,7 @@ class Dynamics(nn.Module):
         sizes = (latent_dim, grid, actions, phases)
         self.place = PlaceModel(*sizes, config) if config.pose else None
         self.recollection = Recollection(*sizes, config) if config.recall else None
+        self.carry = Carry(latent_dim, config.carry, config.horizon) if config.carry else None
         self.trunk = Trunk(config, *sizes)
         self.head = Head(config, latent_dim)
 

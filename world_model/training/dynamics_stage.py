@@ -50,7 +50,7 @@ class DynamicsStageConfig:
     train_trunk: bool = True
     train_head: bool = False
     dreamed: int = 0
-    """Ticks in a row that are dreamed with carried state; 0 for parallel scheduled sampling."""
+    """At most so many ticks in a row are dreamed with carried state; 0 for parallel scheduled sampling."""
     compile: bool = False
 
 
@@ -112,7 +112,8 @@ class DynamicsStage:
                 z = own_context(clips, z, step, retrieved)
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
-                out = self._trunk(z, clips.act, clips.phase, step, retrieved)
+                carried = self._world.carried(z, step.motion)
+                out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
             return self._losses(clips, out)
 
     def preview(self, path: Path) -> dict[str, float]:
@@ -124,9 +125,6 @@ class DynamicsStage:
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
-        if self.config.train_trunk and self.dynamics.trunk.carry is not None:
-            carried = ((out.carried - target).square() * weight).mean() / self._variance
-            total, metrics = total + CARRY_WEIGHT * carried, metrics | {"carried": carried.item()}
         if self.config.train_head:
             painted = self._head_loss(target, out, weight)
             total, metrics = total + painted, metrics | {"head": painted.item()}
@@ -150,8 +148,11 @@ class DynamicsStage:
         ticks = torch.arange(z.shape[1], device=self.device)
         cut = torch.randint(self.config.context, z.shape[1], (z.shape[0], 1), device=self.device)
         own = (ticks >= cut)[..., None, None, None]
-        for _ in range(int(torch.randint(0, self.config.max_passes + 1, ()))):
-            out = self._trunk(z, clips.act, clips.phase, step, retrieved)
+        # What a world carries is painted and looked at again: a pass costs it five times as much.
+        passes = min(self.config.max_passes, 1) if self.dynamics.carry is not None else self.config.max_passes
+        for _ in range(int(torch.randint(0, passes + 1, ()))):
+            carried = self._world.carried(z, step.motion)
+            out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
             fed = paint(self.dynamics.head, out, self._steps) if self.config.train_head else out.mean
             z = torch.where(own, torch.cat((true[:, :1], fed[:, :-1]), 1), true)
         return z
@@ -162,11 +163,12 @@ class DynamicsStage:
         state = trunk.init_state(z.shape[0], self.device)
         present, latents = z[:, 0], []
         cut = int(torch.randint(self.config.context, self.config.ticks, ()))
+        end = cut + int(torch.randint(1, self.config.dreamed + 1, ()))
         for t in range(z.shape[1]):
             latents.append(present)
             if t + 1 == z.shape[1]:
                 break
-            if not cut <= t + 1 < cut + self.config.dreamed:  # the state has to see the real frame as well
+            if not cut <= t + 1 < end:  # the state has to see the real frame as well
                 _, state = self._trunk_step(clips, t, present, step, retrieved, state)
                 present = z[:, t + 1]
             else:
@@ -179,7 +181,8 @@ class DynamicsStage:
         self, clips: Clips, t: int, z: Tensor, step: Step, retrieved: Retrieved, state: TrunkState
     ) -> tuple[TrunkOutput, TrunkState]:
         now = Step(*(s[:, t] for s in step))
-        return self.dynamics.trunk.step(z, clips.act[:, t], clips.phase[:, t], now, retrieved, state)
+        carried = self._world.carried(z, now.motion)
+        return self.dynamics.trunk.step(z, clips.act[:, t], clips.phase[:, t], now, retrieved, state, carried)
 
     def _retrieved(self, clips: Clips) -> Retrieved:
         """Keyframes of the clip's own episode; for a tenth of the clips useless ones, of another episode."""
@@ -196,8 +199,6 @@ class DynamicsStage:
         return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
 
 
-CARRY_WEIGHT = 0.3
-"""Of what the carry alone leaves of the next latent: it must stay a guess by itself."""
 LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
 

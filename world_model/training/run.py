@@ -105,8 +105,8 @@ MIN_TICKS = 50
 RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 """What counts as half extent of maps that are all different, and how many keyframes it takes to hold one."""
 
-CARRY_CHANNELS = 6
-"""For each depth, in a world whose source tells boxes around things that move."""
+CARRY_CHANNELS = 64
+"""Of the network that tells depths, in a world whose source tells boxes around things that move."""
 
 PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
 """Sound and a map's paint share the 16 MB of a world."""
@@ -233,8 +233,7 @@ class _Material:
         if name in STAGES:  # previews paint with the best decoder that there is
             _load_stage(self.world, self.config.run, "decoder")
         if self.config.start is not None:
-            carried = name in STAGES and (self.config.run / "carry.safetensors").exists()
-            _begin_with(self.world, self.config.start, name, carried)
+            _begin_with(self.world, self.config.start, name)
         if name == "tokenizer":
             view = view_rows(self.world.config)
             return TokenizerStage(self.world.tokenizer, self.train, self.val, device, view=view)
@@ -380,9 +379,8 @@ def _load_stage(world: WorldModel, run: Path, name: str) -> None:
     part.load_state_dict({k: v for k, v in average.items() if k in own})
 
 
-def _begin_with(world: WorldModel, start: Path, name: str, carried: bool = False) -> None:
-    """Takes from another run or world what a stage can use: what has the same name and shape. Not the carry
-    of the other trunk where the run has trained its own, `carried`."""
+def _begin_with(world: WorldModel, start: Path, name: str) -> None:
+    """Takes from another run or world what a stage can use: what has the same name and shape."""
     part = _part(world, name)
     assert part is not None
     if (start / WEIGHTS_NAME).exists():
@@ -396,8 +394,6 @@ def _begin_with(world: WorldModel, start: Path, name: str, carried: bool = False
         other = load_run(start)
     own = part.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
-    if carried:
-        fitting = {k: v for k, v in fitting.items() if not k.startswith("trunk.carry.")}
     part.load_state_dict(fitting, strict=False)
     if name in STAGES and fitting and not _kindred(world, other):
         world.dynamics.unlearn_seen()
@@ -443,7 +439,7 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
         case "carry":
-            return carrying(world) if world.dynamics.trunk.carry is not None else None
+            return carrying(world) if world.dynamics.carry is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:
