@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
 from world_model.training.carry_stage import CarryStage
+from world_model.training.dynamics_stage import keep_loss
 from world_model.training.run import foreign_stages
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
@@ -131,6 +133,29 @@ def test_clip_equals_steps_and_what_is_carried_reaches_mean_and_head() -> None:
             torch.testing.assert_close(out.mean, whole.mean[:, t], rtol=0, atol=2e-2)
         torch.testing.assert_close(whole.carried, carried)
         assert not torch.allclose(trunk(z, act, phase, step, None).mean, whole.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_cells_that_need_no_painting_stay_as_they_are_carried(steps: int) -> None:
+    head = tiny_model(config=CARRYING).dynamics.head
+    g = torch.Generator().manual_seed(0)
+    noise, mean, present = (torch.rand(2, 4, 2, 4, generator=g) - 0.5 for _ in range(3))
+    features, wish = torch.zeros(2, 16 + SEEN_CHANNELS, 2, 4), torch.full((2, 1, 2, 4), -1.0)
+    wish[..., :2] = 1.0
+    head.forward = lambda *_: (mean, wish)  # type: ignore[method-assign]
+    out = head.sample(noise, mean, present, features, steps)
+    torch.testing.assert_close(out[..., :2], present[..., :2])
+    torch.testing.assert_close(out[..., 2:], mean[..., 2:])
+    assert tiny_model().dynamics.head.keep is None
+
+
+def test_keeping_pays_where_it_is_not_much_worse() -> None:
+    clean, cost = torch.zeros(1, 4, 1, 3), torch.ones(1, 1, 1, 3)
+    present, painted = torch.tensor([0.1, 0.11, 0.2]).expand(1, 4, 1, 3), torch.full((1, 4, 1, 3), 0.1)
+    logits = torch.zeros(1, 1, 1, 3, requires_grad=True)
+    keep_loss(logits, painted, present, clean, cost).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert (logits.grad < 0).flatten().tolist() == [True, True, False]
 
 
 def test_a_latent_is_carried_through_its_picture() -> None:

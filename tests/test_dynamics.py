@@ -102,7 +102,7 @@ def test_trunk_does_not_see_the_future() -> None:
 def test_a_perfect_head_paints_its_target_in_any_number_of_steps(steps: int) -> None:
     head = tiny_model().dynamics.head
     target = torch.rand(2, *LATENT) - 0.5
-    head.forward = lambda *_: target  # type: ignore[method-assign]
+    head.forward = lambda *_: (target, None)  # type: ignore[method-assign]
     features = torch.zeros(2, 16 + SEEN_CHANNELS, *LATENT[1:])
     painted = head.sample(torch.randn(2, *LATENT), target, target, features, steps)
     torch.testing.assert_close(painted, target)

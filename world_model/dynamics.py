@@ -318,6 +318,9 @@ class Head(nn.Module):
     """Paints the next latent: a flow from noise, predicting the clean latent (x-prediction).
 
     noised(tau) = tau * clean + (1 - tau) * noise, tau from 0 to 1 in `steps` Euler steps.
+
+    What is painted tick after tick from a mean wears off. So in a world that carries the head also says
+    which cells need no painting: these are kept as they are carried, sharp.
     """
 
     def __init__(self, config: DynamicsConfig, latent_dim: int) -> None:
@@ -330,27 +333,32 @@ class Head(nn.Module):
         self.blocks = nn.ModuleList(FilmBlock(d, CONDITION) for _ in range(config.head_blocks))
         self.out = nn.Conv2d(d, latent_dim, 3, padding=1)
         nn.init.zeros_(self.out.weight)
+        self.keep = nn.Conv2d(d, 1, 3, padding=1) if config.carry else None
 
-    def forward(self, noised: Tensor, tau: Tensor, mean: Tensor, present: Tensor, features: Tensor) -> Tensor:
-        """(F, C, h, w) latents and tau (F,) -> the clean latent. present: as it is carried, where it is."""
+    def forward(
+        self, noised: Tensor, tau: Tensor, mean: Tensor, present: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """(F, C, h, w) latents and tau (F,) -> the clean latent and, in a world that carries, the logits
+        (F, 1, h, w) of a cell being kept. present: as it is carried, where it is."""
         powers = torch.arange(4, device=tau.device)
         angles = tau[:, None] * torch.pi * 2.0**powers
         e = self.level(torch.cat((angles.sin(), angles.cos()), 1))
         x = self.stem(torch.cat((noised, mean, present, features.to(mean.dtype)), 1))
         for block in self.blocks:
             x = block(x, e)
-        out: Tensor = mean + self.out(F.silu(x)).float()
-        return out
+        x = F.silu(x)
+        return mean + self.out(x).float(), None if self.keep is None else self.keep(x).float()
 
     def sample(self, noise: Tensor, mean: Tensor, present: Tensor, features: Tensor, steps: int) -> Tensor:
         """A latent from unit noise (F, C, h, w)."""
-        start = noise * NOISE_STD
-        x = start
+        x, kept = noise * NOISE_STD, None
         for k in range(steps):
-            tau = k / steps
-            clean = self(x, torch.full((len(x),), tau, device=x.device), mean, present, features)
+            tau = torch.full((len(x),), k / steps, device=x.device)
+            clean, keep = self(x, tau, mean, present, features)
             x = x + (clean - x) / (steps - k)
-        return x.clamp(-1, 1)
+            if k == 0 and keep is not None:
+                kept = keep > 0
+        return x.clamp(-1, 1) if kept is None else torch.where(kept, present, x).clamp(-1, 1)
 
 
 class Dynamics(nn.Module):

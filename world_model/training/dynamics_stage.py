@@ -138,9 +138,13 @@ class DynamicsStage:
         tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
         t = tau[:, None, None, None]
         noised = t * clean + (1 - t) * torch.randn_like(clean) * NOISE_STD
-        painted = self._head(noised, tau, mean, present, features)
-        miss = ((painted - clean).square() * attention.expand_as(target).flatten(0, 1)).mean((1, 2, 3))
-        return (miss * (0.5 + tau)).mean() / self._variance
+        painted, keep = self._head(noised, tau, mean, present, features)
+        cost = attention.expand(*target.shape[:2], 1, *target.shape[3:]).flatten(0, 1)
+        miss = ((painted - clean).square() * cost).mean((1, 2, 3))
+        total = (miss * (0.5 + tau)).mean()
+        if keep is not None:
+            total = total + keep_loss(keep, painted, present, clean, cost * (tau == 0)[:, None, None, None])
+        return total / self._variance
 
     def _own_context(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
         """Parallel scheduled sampling: 0 to `max_passes` passes over the clip."""
@@ -197,6 +201,18 @@ class DynamicsStage:
         source = torch.where(useless, source.roll(1), source)
         noise = torch.randn_like(clips.past) * 0.1 * torch.rand(batch, 1, 1, 1, 1, device=self.device)
         return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
+
+
+PAINTING = 1.5
+"""How much worse than a painted cell a kept one may be: a mean is near to everything, and wears off."""
+
+
+def keep_loss(keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cost: Tensor) -> Tensor:
+    """What is missed if each cell is kept with the probability that its logit gives, and else painted. It is
+    least where every cell is surely one or the other."""
+    kept = torch.sigmoid(keep)
+    paint, copy = ((x.detach() - clean).square().mean(1, keepdim=True) for x in (painted, present))
+    return ((kept * copy + (1 - kept) * PAINTING * paint) * cost).mean()
 
 
 LIVELY = 8.0
