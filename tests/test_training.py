@@ -16,7 +16,7 @@ import torch
 
 from tiny import RECALLING, TINY, tiny_data, tiny_world
 from world_model import load_world
-from world_model.checkpoint import load_training, load_weights, write_json
+from world_model.checkpoint import load_training, load_weights, save_training, write_json
 from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
@@ -232,6 +232,24 @@ def test_a_run_can_begin_with_the_weights_of_another(run: TrainConfig, tmp_path:
             if name.startswith("average/"):
                 begun = new[name.replace("average/", "model/")]  # one step later, at the rate of a warm-up
                 torch.testing.assert_close(begun, value, rtol=0, atol=2e-3)
+
+
+def test_a_run_can_begin_with_one_that_lacks_what_a_world_has_by_now(
+    run: TrainConfig, tmp_path: Path
+) -> None:
+    run = replace(run, stages=("tokenizer", "place", "trunk"))
+    train(run, quiet)
+    path = run.run / "trunk.safetensors"
+    tensors, state = load_training(path)
+    missing = next(k for k in tensors if k.startswith("average/trunk.out"))
+    save_training(path, {k: v for k, v in tensors.items() if k != missing}, state)
+    again = replace(run, run=tmp_path / "again", start=run.run, steps=0)
+    again.run.mkdir()
+    write_json(again.run / "world.json", TINY.to_json())
+    train(again, quiet)
+    key = "trunk.down.weight"
+    begun = load_run(again.run).state_dict()[f"dynamics.{key}"]
+    torch.testing.assert_close(begun, tensors[f"average/{key}"], rtol=0, atol=4e-3)
 
 
 def test_a_run_can_begin_with_the_weights_of_a_world(run: TrainConfig, tmp_path: Path) -> None:

@@ -191,11 +191,12 @@ def foreign_stages(config: WorldConfig) -> set[str]:
     return foreign if placed else foreign | set(ALIGN)
 
 
-def load_run(run: Path) -> WorldModel:
-    """The newest weights of a run: every stage's averaged weights laid over the earlier ones."""
+def load_run(run: Path, whole: bool = True) -> WorldModel:
+    """The newest weights of a run: every stage's averaged weights laid over the earlier ones. Not `whole`, it
+    may lack some that a world has by now."""
     world = WorldModel(world_config_from_json(read_json(run / "world.json")))
     for name in (*ORDER, *SOUND):
-        _load_stage(world, run, name)
+        _load_stage(world, run, name, whole)
     return world
 
 
@@ -368,7 +369,7 @@ def _recalling(config: WorldConfig, room: float) -> WorldConfig:
     )
 
 
-def _load_stage(world: WorldModel, run: Path, name: str) -> None:
+def _load_stage(world: WorldModel, run: Path, name: str, whole: bool = True) -> None:
     """Lays the averaged weights of a stage, if it was trained, over the world's."""
     average = _averaged(run, name)
     if average is None:
@@ -376,7 +377,7 @@ def _load_stage(world: WorldModel, run: Path, name: str) -> None:
     part = _part(world, name)
     assert part is not None, f"{run} is of a world with poses or sound that this one lacks"
     own = part.state_dict()
-    part.load_state_dict({k: v for k, v in average.items() if k in own})
+    part.load_state_dict({k: v for k, v in average.items() if k in own}, strict=whole)
 
 
 def _begin_with(world: WorldModel, start: Path, name: str) -> None:
@@ -391,7 +392,7 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
         found = _averaged(start, name) or {}
         if not found:
             return
-        other = load_run(start)
+        other = load_run(start, whole=False)
     own = part.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
     part.load_state_dict(fitting, strict=False)
