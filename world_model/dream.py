@@ -345,14 +345,17 @@ class DreamEngine:
     ) -> DreamState:
         """Imagines the next latent of each dream. `before` gives the pictures (B, H, W, 3) of `state`: `real`
         ones, or such as were painted already."""
+        spent: dict[str, float] = {}
         began = perf_counter()
-        after, out = self._trunk(state, act_B, before, real)
+        after, out = self._trunk(state, act_B, before, real, spent.__setitem__)
         thought = perf_counter()
         with self._precision():
             head = self.model.dynamics.head
             noise = self._noise(state)
             z = head.sample(noise, out.mean, out.carried, out.features, self.head_steps)
-        timer("trunk", 1e3 * (thought - began))
+        for section, milliseconds in spent.items():
+            timer(section, milliseconds)
+        timer("trunk", 1e3 * (thought - began) - sum(spent.values()))
         painted = perf_counter()
         timer("head", 1e3 * (painted - thought))
         if self.model.audio is None or state.sound is None:
@@ -363,14 +366,22 @@ class DreamEngine:
         return replace(after, z=z, sound=sound)
 
     def _trunk(
-        self, state: DreamState, act_B: Tensor, before: Pictures | None = None, real: bool = False
+        self,
+        state: DreamState,
+        act_B: Tensor,
+        before: Pictures | None = None,
+        real: bool = False,
+        timer: Timer = _untimed,
     ) -> tuple[DreamState, TrunkOutput]:
         """Everything of a tick but the new latent; `before` and `real` as for `tick`."""
         after, views, retrieved = self._move(state, act_B, before, real)
         with self._precision():
             dynamics = self.model.dynamics
             step = dynamics.step_to(after.place, views)
+            began = perf_counter()
             carried = self.model.carried(state.z, step.motion)
+            if carried is not None:
+                timer("carry", 1e3 * (perf_counter() - began))
             out, trunk = dynamics.trunk.step(
                 state.z, act_B, state.phase, step, retrieved, state.trunk, carried
             )
