@@ -21,9 +21,9 @@ from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
 from world_model.tokenizer import Tokenizer, reconstruction_loss
+from world_model.training import dynamics_stage, tokenizer_stage
 from world_model.training import preview as previewing
 from world_model.training import publish as publishing
-from world_model.training import tokenizer_stage
 from world_model.training.card import add_scores, sparkline
 from world_model.training.decoder_stage import DecoderStage, drawing, pattern_loss, texture_loss
 from world_model.training.dynamics_stage import imagining
@@ -54,8 +54,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setattr(previewing, "TICKS", (1, 8))
     monkeypatch.setattr(publishing, "SCENE_TICKS", 6)
     monkeypatch.setattr(publishing, "REMEMBERED_TICKS", 9)
-    from world_model.training import dynamics_stage
-
     small = {k: replace(v, ticks=8, batch_size=2, context=2) for k, v in dynamics_stage.STAGES.items()}
     monkeypatch.setattr(dynamics_stage, "STAGES", small)
     monkeypatch.setattr("world_model.training.run.STAGES", small)
@@ -181,7 +179,7 @@ def test_load_run_lays_later_stages_over_earlier_ones(run: TrainConfig) -> None:
     drawn = drawing(world).state_dict()
     for name, value in drawn.items():
         torch.testing.assert_close(value, decoder[f"average/{name}"])
-    for name, value in imagining(world).state_dict().items():
+    for name, value in imagining(world, dynamics_stage.STAGES["rollout"]).state_dict().items():
         torch.testing.assert_close(value, rollout[f"average/{name}"])
     assert not any("average/place." in name for name in rollout), "an old sense of place would come back"
 

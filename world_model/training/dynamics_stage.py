@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from world_model.codes import CodeHead
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.remembered import Held
 from world_model.dream import WorldModel
@@ -65,14 +66,18 @@ STAGES = {
 }
 
 
-def imagining(world: WorldModel) -> nn.ModuleDict:
-    """What these stages train. The sense of place is other stages': a checkpoint that held it too would bring
-    back an old one."""
-    return nn.ModuleDict({"trunk": world.dynamics.trunk, "head": world.dynamics.head})
+def imagining(world: WorldModel, config: DynamicsStageConfig) -> nn.ModuleDict:
+    """What a stage trains. A checkpoint that held more would bring back what is old."""
+    parts: dict[str, nn.Module] = {}
+    if config.train_trunk:
+        parts["trunk"] = world.dynamics.trunk
+    if config.train_head:
+        parts["head"] = world.dynamics.head
+    return nn.ModuleDict(parts)
 
 
 class DynamicsStage:
-    """One of `STAGES`. `model` is trunk and head, whichever of them moves."""
+    """One of `STAGES`. `model` is what moves of trunk and head."""
 
     def __init__(
         self,
@@ -85,7 +90,7 @@ class DynamicsStage:
         self.name, self.config = config.name, config
         self.device = torch.device(device)
         self._world, self._data, self._preview = world, data, preview
-        self.model: nn.Module = imagining(world)
+        self.model: nn.Module = imagining(world, config)
         self.dynamics: Dynamics = world.dynamics
         self.dynamics.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dynamics.requires_grad_(False)
@@ -94,6 +99,8 @@ class DynamicsStage:
         sample = np.concatenate([z[::50].astype(np.float32).ravel() for z in data.latents[:20]])
         self._variance = float(sample.var())
         self._steps = world.config.head_steps
+        self._again = 0
+        self._thought: tuple[Tensor, TrunkOutput, Tensor] | None = None
         self._trunk = torch.compile(self.dynamics.trunk) if config.compile else self.dynamics.trunk
         self._head = torch.compile(self.dynamics.head) if config.compile else self.dynamics.head
 
@@ -102,6 +109,8 @@ class DynamicsStage:
         return self._data.sample(rng, self.config.batch_size, self.config.ticks, keyframes)
 
     def loss(self, batch: Clips, done: float) -> tuple[Tensor, dict[str, float]]:
+        if self._again:
+            return self._painted_again()
         clips = batch.to(self.device)
         with mixed_precision(self.device.type):
             retrieved = self._retrieved(clips)
@@ -114,7 +123,20 @@ class DynamicsStage:
             with torch.set_grad_enabled(self.config.train_trunk):
                 carried = self._world.carried(z, step.motion)
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
+            if not self.config.train_trunk:
+                weight = attention(clips, len(clips.z)).expand(-1, self.config.ticks, -1, *clips.z.shape[3:])
+                self._again, self._thought = AGAIN, (clips.z[:, 1:], out, weight)
             return self._losses(clips, out)
+
+    def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
+        """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
+        assert self._thought is not None
+        self._again -= 1
+        target, out, weight = self._thought
+        some = torch.randperm(target.shape[1], device=self.device)[: (target.shape[1] + 1) // 2]
+        with mixed_precision(self.device.type):
+            part = TrunkOutput(*(x[:, some] for x in out))
+            return self._head_loss(target[:, some], part, weight[:, some])
 
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self._world, path)
@@ -126,25 +148,30 @@ class DynamicsStage:
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
         if self.config.train_head:
-            painted = self._head_loss(target, out, weight)
-            total, metrics = total + painted, metrics | {"head": painted.item()}
+            painted, told = self._head_loss(target, out, weight)
+            total, metrics = total + painted, metrics | told
         return total, metrics
 
-    def _head_loss(self, target: Tensor, out: TrunkOutput, attention: Tensor) -> Tensor:
-        """x-prediction at random points of the flow, weighted up toward its clean end."""
+    def _head_loss(
+        self, target: Tensor, out: TrunkOutput, attention: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """x-prediction at random points of the flow, weighted up toward its clean end; or what codes miss."""
         present, clean = out.carried.detach().flatten(0, 1), target.flatten(0, 1)
         mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
+        cost = attention.expand(*target.shape[:2], 1, *target.shape[3:]).flatten(0, 1)
+        if isinstance(self.dynamics.head, CodeHead):
+            return self.dynamics.head.loss(clean, mean, present, features, cost, self._variance)
         # A third of the levels at pure noise: with few steps that is where much of the painting happens.
         tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
         t = tau[:, None, None, None]
         noised = t * clean + (1 - t) * torch.randn_like(clean) * NOISE_STD
         painted, keep = self._head(noised, tau, mean, present, features)
-        cost = attention.expand(*target.shape[:2], 1, *target.shape[3:]).flatten(0, 1)
         miss = ((painted - clean).square() * cost).mean((1, 2, 3))
         total = (miss * (0.5 + tau)).mean()
         if keep is not None:
             total = total + keep_loss(keep, painted, present, clean, cost * (tau == 0)[:, None, None, None])
-        return total / self._variance
+        total = total / self._variance
+        return total, {"head": total.item()}
 
     def _own_context(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
         """Parallel scheduled sampling: 0 to `max_passes` passes over the clip."""
@@ -215,6 +242,8 @@ def keep_loss(keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cos
     return ((kept * copy + (1 - kept) * PAINTING * paint) * cost).mean()
 
 
+AGAIN = 7
+"""Steps of a head on what a frozen trunk has thought, after the first."""
 LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
 
@@ -232,7 +261,7 @@ def costs(lively_BThw: Tensor) -> Tensor:
     return weight / weight.mean()
 
 
-def paint(head: Head, out: TrunkOutput, steps: int) -> Tensor:
+def paint(head: Head | CodeHead, out: TrunkOutput, steps: int) -> Tensor:
     """The head's samples (B, T, C, h, w) for every tick of a clip."""
     mean, present, features = (t.flatten(0, 1) for t in (out.mean, out.carried, out.features))
     sampled = head.sample(torch.randn_like(mean), mean, present, features, steps)
