@@ -52,7 +52,7 @@ def test_it_decides_where_a_mean_would_be_nowhere(taught: CodeHead) -> None:
     mean, present, features = told(64)
     with torch.no_grad():
         drawn = taught.sample(torch.randn(64, *LATENT), mean * 0, present, features, 1)
-    assert float((drawn.abs() - 0.5).abs().mean()) < 0.15
+    assert float((drawn.abs() - 0.5).abs().mean()) < 0.25, "a mean would miss by 0.5"
     assert 0.3 < float((drawn > 0).float().mean()) < 0.7
 
 
