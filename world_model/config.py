@@ -30,7 +30,6 @@ MAY_BE_ZERO = frozenset(
         "recalled",
         "pose_octaves",
         "carry",
-        "codes",
     }
 )
 """Sizes that may be zero; all others are one at least."""
@@ -102,8 +101,6 @@ class DynamicsConfig:
     """Of floor and ceiling over the eye, in half extents of the map."""
     horizon: float = 0.5
     """Eye level, as a part of the picture's height from above: higher where a status bar takes its place."""
-    codes: int = 0
-    """Classes by one of which the head decides what is new in a cell (`codes.py`); 0 for a flow."""
     head_dim_conv: int = 112
     head_blocks: int = 2
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.carry import Carry
-from world_model.codes import CodeHead
 from world_model.config import DynamicsConfig
 from world_model.mamba import Mamba2, Mamba2Config, MambaState
 from world_model.map import SEEN_CHANNELS
@@ -375,7 +374,7 @@ class Dynamics(nn.Module):
         self.recollection = Recollection(*sizes, config) if config.recall else None
         self.carry = Carry(latent_dim, config.carry, config.horizon) if config.carry else None
         self.trunk = Trunk(config, *sizes)
-        self.head = CodeHead(config, latent_dim) if config.codes else Head(config, latent_dim)
+        self.head = Head(config, latent_dim)
 
     @torch.no_grad()
     def unlearn_seen(self) -> None:

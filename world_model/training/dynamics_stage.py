@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from world_model.codes import CodeHead
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.remembered import Held
 from world_model.dream import WorldModel
@@ -155,12 +154,10 @@ class DynamicsStage:
     def _head_loss(
         self, target: Tensor, out: TrunkOutput, attention: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """x-prediction at random points of the flow, weighted up toward its clean end; or what codes miss."""
+        """x-prediction at random points of the flow, weighted up toward its clean end."""
         present, clean = out.carried.detach().flatten(0, 1), target.flatten(0, 1)
         mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
         cost = attention.expand(*target.shape[:2], 1, *target.shape[3:]).flatten(0, 1)
-        if isinstance(self.dynamics.head, CodeHead):
-            return self.dynamics.head.loss(clean, mean, present, features, cost, self._variance)
         # A third of the levels at pure noise: with few steps that is where much of the painting happens.
         tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
         t = tau[:, None, None, None]
@@ -261,7 +258,7 @@ def costs(lively_BThw: Tensor) -> Tensor:
     return weight / weight.mean()
 
 
-def paint(head: Head | CodeHead, out: TrunkOutput, steps: int) -> Tensor:
+def paint(head: Head, out: TrunkOutput, steps: int) -> Tensor:
     """The head's samples (B, T, C, h, w) for every tick of a clip."""
     mean, present, features = (t.flatten(0, 1) for t in (out.mean, out.carried, out.features))
     sampled = head.sample(torch.randn_like(mean), mean, present, features, steps)

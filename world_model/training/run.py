@@ -108,9 +108,6 @@ RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 CARRY_CHANNELS = 64
 """Of the network that tells depths, in a world whose source tells boxes around things that move."""
 
-CODES, CODE_CHANNELS = 32, 80
-"""Of the head in such a world: classes, and channels of its three parts."""
-
 PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
 """Sound and a map's paint share the 16 MB of a world."""
 
@@ -337,8 +334,6 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
             carry=0 if episodes[0].labels is None else CARRY_CHANNELS,
-            codes=0 if episodes[0].labels is None else CODES,
-            head_dim_conv=config.dynamics.head_dim_conv if episodes[0].labels is None else CODE_CHANNELS,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
         tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
