@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from world_model.atlas import Atlas
 from world_model.audio import AudioModel, SoundState
 from world_model.config import WorldConfig
-from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, TrunkOutput, TrunkState
+from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput, TrunkState
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
@@ -60,6 +60,13 @@ class WorldModel(nn.Module):
             for part, by in parts
         ]
         return torch.cat(moved).float().view(z.shape)
+
+    def think(
+        self, z: Tensor, act: Tensor, phase: Tensor, step: Step, retrieved: Retrieved | None
+    ) -> TrunkOutput:
+        """What the trunk makes of a clip from an empty state; see `Trunk.forward`."""
+        out: TrunkOutput = self.dynamics.trunk(z, act, phase, step, retrieved, self.carried(z, step.motion))
+        return out
 
     def for_inference(self, dtype: torch.dtype) -> WorldModel:
         """Kernels and matrices in `dtype`; what decides about the recurrent state, the stride by which places

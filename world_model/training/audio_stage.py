@@ -173,13 +173,11 @@ class AudioStage:
             pose = torch.zeros(*clips.past_age.shape, 3, device=self.device) if pose is None else pose
             retrieved = Retrieved(clips.past, clips.past_age, pose)
             z, after, step = clips.z[:, :-1], clips.z[:, 1:], own_steps(dynamics, clips)
-            carried = self._world.carried(z, step.motion)
-            out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved, carried)
+            out = world.think(z, clips.act, clips.phase, step, retrieved)
             if dream and bool(torch.rand(()) < 0.5):
                 after = paint(dynamics.head, out, world.config.head_steps)
                 z = torch.cat((z[:, :4], after[:, 3:-1]), 1)
-                carried = self._world.carried(z, step.motion)
-                out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved, carried)
+                out = world.think(z, clips.act, clips.phase, step, retrieved)
         seen = self._audio.head.look(out.features.flatten(0, 1), after.flatten(0, 1))
         return seen.unflatten(0, clips.act.shape)
 

@@ -193,8 +193,7 @@ class DecoderStage:
         if dynamics.place is not None and bool(torch.rand(()) < 0.5):
             z, real = torch.cat((z[:, :1], step.seen[:, :-1, : z.shape[2]]), 1), 1
         for _ in range(2):
-            carried = self._world.carried(z, step.motion)
-            out = dynamics.trunk(z, clips.act, clips.phase, step, retrieved, carried)
+            out = self._world.think(z, clips.act, clips.phase, step, retrieved)
             sampled = paint(dynamics.head, out, self._world.config.head_steps)
             z = torch.cat((z[:, :real], sampled[:, real - 1 : -1]), 1)
         return sampled
