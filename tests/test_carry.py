@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
 from world_model.carry import FARTHEST, FINER, NEARNESS, Carry
-from world_model.data.dataset import LatentDataset, load_split
+from world_model.data.dataset import Clips, LatentDataset, load_split
 from world_model.dream import DreamEngine
 from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
 from world_model.training.carry_stage import CarryStage
-from world_model.training.dynamics_stage import keep_loss
+from world_model.training.dynamics_stage import attention, keep_loss, painting
 from world_model.training.run import foreign_stages
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
@@ -153,9 +153,21 @@ def test_keeping_pays_where_it_is_not_much_worse() -> None:
     clean, cost = torch.zeros(1, 4, 1, 3), torch.ones(1, 1, 1, 3)
     present, painted = torch.tensor([0.1, 0.11, 0.2]).expand(1, 4, 1, 3), torch.full((1, 4, 1, 3), 0.1)
     logits = torch.zeros(1, 1, 1, 3, requires_grad=True)
-    keep_loss(logits, painted, present, clean, cost).backward()  # type: ignore[no-untyped-call]
+    keep_loss(logits, painted, present, clean, cost, cost * 1.5).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad < 0).flatten().tolist() == [True, True, False]
+
+
+def test_what_nothing_covers_is_rather_painted_and_what_moves_rather_kept() -> None:
+    z = torch.zeros(1, 3, 4, 1, 2)
+    clips = Clips(
+        z, *[z] * 2, None, *[z] * 2, None, *[z] * 2, lively=torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
+    )
+    dear = painting(clips)
+    assert dear.shape == (1, 2, 1, 1, 2) and bool((dear[..., 0] < 1).all() and (dear[..., 1] > 1).all())
+    weight = attention(clips)
+    assert weight.shape == dear.shape and float(weight.mean()) == pytest.approx(1.0)
+    assert bool((attention(replace(clips, lively=None)) == 1).all())
 
 
 def test_a_latent_is_carried_through_its_picture() -> None:

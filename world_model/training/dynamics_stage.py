@@ -99,7 +99,7 @@ class DynamicsStage:
         self._variance = float(sample.var())
         self._steps = world.config.head_steps
         self._again = 0
-        self._thought: tuple[Tensor, TrunkOutput, Tensor] | None = None
+        self._thought: tuple[Tensor, TrunkOutput, Tensor, Tensor] | None = None
         self._trunk = torch.compile(self.dynamics.trunk) if config.compile else self.dynamics.trunk
         self._head = torch.compile(self.dynamics.head) if config.compile else self.dynamics.head
 
@@ -123,41 +123,41 @@ class DynamicsStage:
                 carried = self._world.carried(z, step.motion)
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
             if not self.config.train_trunk:
-                weight = attention(clips, len(clips.z)).expand(-1, self.config.ticks, -1, *clips.z.shape[3:])
-                self._again, self._thought = AGAIN, (clips.z[:, 1:], out, weight)
+                self._thought = clips.z[:, 1:], out, attention(clips), painting(clips)
+                self._again = AGAIN
             return self._losses(clips, out)
 
     def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
         """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
         assert self._thought is not None
         self._again -= 1
-        target, out, weight = self._thought
+        target, out, *costs = self._thought
         some = torch.randperm(target.shape[1], device=self.device)[: (target.shape[1] + 1) // 2]
         with mixed_precision(self.device.type):
             part = TrunkOutput(*(x[:, some] for x in out))
-            return self._head_loss(target[:, some], part, weight[:, some])
+            return self._head_loss(target[:, some], part, *(cost[:, some] for cost in costs))
 
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self._world, path)
 
     def _losses(self, clips: Clips, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
         target = clips.z[:, 1:]
-        weight = attention(clips, len(target))
+        weight = attention(clips)
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
         if self.config.train_head:
-            painted, told = self._head_loss(target, out, weight)
+            painted, told = self._head_loss(target, out, weight, painting(clips))
             total, metrics = total + painted, metrics | told
         return total, metrics
 
     def _head_loss(
-        self, target: Tensor, out: TrunkOutput, attention: Tensor
+        self, target: Tensor, out: TrunkOutput, attention: Tensor, painting: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         """x-prediction at random points of the flow, weighted up toward its clean end."""
         present, clean = out.carried.detach().flatten(0, 1), target.flatten(0, 1)
         mean, features = out.mean.detach().flatten(0, 1), out.features.detach().flatten(0, 1)
-        cost = attention.expand(*target.shape[:2], 1, *target.shape[3:]).flatten(0, 1)
+        cost, dear = attention.flatten(0, 1), painting.flatten(0, 1)
         # A third of the levels at pure noise: with few steps that is where much of the painting happens.
         tau = torch.rand(len(clean), device=self.device) * (torch.rand(len(clean), device=self.device) > 0.33)
         t = tau[:, None, None, None]
@@ -166,7 +166,8 @@ class DynamicsStage:
         miss = ((painted - clean).square() * cost).mean((1, 2, 3))
         total = (miss * (0.5 + tau)).mean()
         if keep is not None:
-            total = total + keep_loss(keep, painted, present, clean, cost * (tau == 0)[:, None, None, None])
+            first = (tau == 0)[:, None, None, None]
+            total = total + keep_loss(keep, painted, present, clean, cost * first, dear)
         total = total / self._variance
         return total, {"head": total.item()}
 
@@ -227,16 +228,19 @@ class DynamicsStage:
         return Retrieved((clips.past + noise)[source], clips.past_age[source], pose[source])
 
 
-PAINTING = 1.5
-"""How much worse than a painted cell a kept one may be: a mean is near to everything, and wears off."""
+PAINTING = 0.7, 1.8
+"""How much dearer an error is that was painted than one that was kept, where nothing moves and where all does:
+of what moves a mean is near to everything, and wears off; what the map knows must not drift from it."""
 
 
-def keep_loss(keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cost: Tensor) -> Tensor:
-    """What is missed if each cell is kept with the probability that its logit gives, and else painted. It is
-    least where every cell is surely one or the other."""
+def keep_loss(
+    keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cost: Tensor, painting: Tensor
+) -> Tensor:
+    """What is missed if each cell is kept with the probability that its logit gives, and else painted, which
+    makes it `painting` times as dear. It is least where every cell is surely one or the other."""
     kept = torch.sigmoid(keep)
     paint, copy = ((x.detach() - clean).square().mean(1, keepdim=True) for x in (painted, present))
-    return ((kept * copy + (1 - kept) * PAINTING * paint) * cost).mean()
+    return ((kept * copy + (1 - kept) * painting * paint) * cost).mean()
 
 
 AGAIN = 7
@@ -245,11 +249,20 @@ LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
 
 
-def attention(clips: Clips, batch: int) -> Tensor:
+def attention(clips: Clips) -> Tensor:
     """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w)."""
-    if clips.lively is None:
-        return torch.ones(batch, 1, 1, 1, 1, device=clips.z.device)
-    return costs(clips.lively[:, 1:])
+    return costs(_moving(clips))
+
+
+def painting(clips: Clips) -> Tensor:
+    """PAINTING of each cell of the targets (B, T, 1, h, w)."""
+    still, moving = PAINTING
+    return still + (moving - still) * _moving(clips)[:, :, None]
+
+
+def _moving(clips: Clips) -> Tensor:
+    """Which part of each cell of the targets (B, T, h, w) things that move cover; none without boxes."""
+    return torch.zeros_like(clips.z[:, 1:, 0]) if clips.lively is None else clips.lively[:, 1:]
 
 
 def costs(lively_BThw: Tensor) -> Tensor:
