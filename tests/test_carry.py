@@ -160,9 +160,8 @@ def test_keeping_pays_where_it_is_not_much_worse() -> None:
 
 def test_what_nothing_covers_is_rather_painted_and_what_moves_rather_kept() -> None:
     z = torch.zeros(1, 3, 4, 1, 2)
-    clips = Clips(
-        z, *[z] * 2, None, *[z] * 2, None, *[z] * 2, lively=torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
-    )
+    lively = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
+    clips = Clips(z, z, z, None, z, z, None, z, z, lively=lively)
     dear = painting(clips)
     assert dear.shape == (1, 2, 1, 1, 2) and bool((dear[..., 0] < 1).all() and (dear[..., 1] > 1).all())
     weight = attention(clips)

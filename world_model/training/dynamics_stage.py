@@ -229,8 +229,8 @@ class DynamicsStage:
 
 
 PAINTING = 0.7, 1.8
-"""How much dearer an error is that was painted than one that was kept, where nothing moves and where all does:
-of what moves a mean is near to everything, and wears off; what the map knows must not drift from it."""
+"""How much dearer an error is that was painted than one that was kept, where nothing moves and where all
+does: of what moves a mean is near to everything, and wears off; what the map knows must not drift from it."""
 
 
 def keep_loss(
