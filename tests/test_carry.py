@@ -156,6 +156,9 @@ def test_keeping_pays_where_it_is_not_much_worse() -> None:
     keep_loss(logits, painted, present, clean, cost, cost * 1.5).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad < 0).flatten().tolist() == [True, True, False]
+    sure = torch.full((1, 1, 1, 3), 19.0, requires_grad=True)  # what was wrong from the start can still turn
+    keep_loss(sure, painted, present, clean, cost, cost * 1.5).backward()  # type: ignore[no-untyped-call]
+    assert sure.grad is not None and float(sure.grad[..., 2]) > 1e-3 > -float(sure.grad[..., 0])
 
 
 def test_what_nothing_covers_is_rather_painted_and_what_moves_rather_kept() -> None:

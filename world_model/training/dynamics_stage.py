@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.remembered import Held
@@ -236,11 +237,12 @@ does: of what moves a mean is near to everything, and wears off; what the map kn
 def keep_loss(
     keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cost: Tensor, painting: Tensor
 ) -> Tensor:
-    """What is missed if each cell is kept with the probability that its logit gives, and else painted, which
-    makes it `painting` times as dear. It is least where every cell is surely one or the other."""
-    kept = torch.sigmoid(keep)
+    """Whether each cell is rather kept, asked of its logit, where painting makes an error `painting` times as
+    dear. A wrong answer costs what is lost by it."""
     paint, copy = ((x.detach() - clean).square().mean(1, keepdim=True) for x in (painted, present))
-    return ((kept * copy + (1 - kept) * painting * paint) * cost).mean()
+    gain = painting * paint - copy
+    wrong = F.binary_cross_entropy_with_logits(keep, (gain > 0).float(), reduction="none")
+    return (wrong * gain.abs() * cost).mean()
 
 
 AGAIN = 7
