@@ -196,13 +196,7 @@ class LatentDataset:
         act = np.stack([self.episodes[i].actions[s : s + ticks] for i, s in places])
         phase = np.stack([self.episodes[i].phases[s : s + ticks] for i, s in places])
         poses = [self.pose(i) for i, _ in places]
-        pose = None
-        if poses[0] is not None:
-            pose = torch.from_numpy(
-                np.stack(
-                    [p[s : s + ticks + 1] for p, (_, s) in zip(poses, places, strict=True) if p is not None]
-                )
-            )
+        pose = self.path(places, ticks)
         before = torch.zeros(len(places), 3)
         if pose is not None:
             before = torch.from_numpy(
@@ -229,6 +223,12 @@ class LatentDataset:
             self.held(places, ticks),
             self.lively(places, ticks),
         )
+
+    def path(self, places: list[tuple[int, int]], ticks: int) -> Tensor | None:
+        """Normalised poses (B, ticks + 1, 3) from each (episode, tick) on, where the source tells them."""
+        poses = [(self.pose(i), s) for i, s in places]
+        known = [p[s : s + ticks + 1] for p, s in poses if p is not None]
+        return torch.from_numpy(np.stack(known)) if known else None
 
     def lively(self, places: list[tuple[int, int]], ticks: int) -> Tensor | None:
         """Which part of each cell things that move cover (B, T + 1, h, w), where the source tells it."""

@@ -112,8 +112,6 @@ def _mean(x: Tensor, weight: Tensor) -> float:
 def _stretch(data: LatentDataset, places: list[tuple[int, int]], ticks: int) -> tuple[Tensor, Tensor]:
     """Latents (F, ticks + 1, C, h, w) from (episode, tick) on, and the motions (F, ticks, 3) between them."""
     z = np.stack([data.latents[i][s : s + ticks + 1] for i, s in places])
-    poses = [data.pose(i) for i, _ in places]
-    pose = torch.from_numpy(
-        np.stack([p[s : s + ticks + 1] for p, (_, s) in zip(poses, places, strict=True) if p is not None])
-    )
+    pose = data.path(places, ticks)
+    assert pose is not None, "this source tells no poses"
     return torch.from_numpy(z).float(), motion_between(pose[:, :-1], pose[:, 1:])
