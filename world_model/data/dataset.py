@@ -24,6 +24,7 @@ from world_model.types import DataError
 
 T = TypeVar("T")
 TRIED = 4
+"""Places from which a clip is chosen for what it shows."""
 
 
 def load_split(root: Path, split: str) -> list[Episode]:

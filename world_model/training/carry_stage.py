@@ -86,20 +86,19 @@ class CarryStage:
         z, motion = (part.to(self.device) for part in _stretch(data, places, PREVIEW_TICKS))
         lively = data.lively(places, PREVIEW_TICKS)
         assert lively is not None, "this source tells no boxes"
-        own, path_of = z[:, 0], []
+        own = [z[:, 0]]
         with mixed_precision(self.device.type):
             for t in range(PREVIEW_TICKS):
-                moved = self._world.carried(own, motion[:, t])
+                moved = self._world.carried(own[-1], motion[:, t])
                 assert moved is not None
-                own = moved
-                path_of.append(own)
+                own.append(moved)
         engine = DreamEngine(self._world, native_dtype(self.device.type))
         busiest = lively[:, 0].mean((1, 2)).argsort(descending=True)[:16].to(self.device)
-        real, shown = (engine.decode(part[busiest]) for part in (z[:, -1], own))
+        real, shown = (engine.decode(part[busiest]) for part in (z[:, -1], own[-1]))
         save_rows(path, [list(part[i : i + 8]) for i in (0, 8) for part in (real, shown)], shrink=2)
         scores: dict[str, float] = {}
         variance, weight = z.var(), lively[:, 1].to(self.device)
-        for name, guess in (("carried", path_of[0]), ("left", z[:, 0])):
+        for name, guess in (("carried", own[1]), ("left", own[0])):
             miss = (guess - z[:, 1]).square().mean(1) / variance
             scores |= {name: float(miss.mean()), f"{name}_lively": _mean(miss, weight)}
         return scores

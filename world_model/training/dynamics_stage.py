@@ -121,12 +121,17 @@ class DynamicsStage:
                 z = own_context(clips, z, step, retrieved)
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
-                carried = self._world.carried(z, step.motion)
-                out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
+                out = self._think(clips, z, step, retrieved)
             if not self.config.train_trunk:
                 self._thought = clips.z[:, 1:], out, attention(clips), painting(clips)
                 self._again = AGAIN
             return self._losses(clips, out)
+
+    def _think(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> TrunkOutput:
+        """`WorldModel.think` by the trunk as it is compiled."""
+        carried = self._world.carried(z, step.motion)
+        out: TrunkOutput = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
+        return out
 
     def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
         """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
@@ -181,8 +186,7 @@ class DynamicsStage:
         # What a world carries is painted and looked at again: a pass costs it five times as much.
         passes = min(self.config.max_passes, 1) if self.dynamics.carry is not None else self.config.max_passes
         for _ in range(int(torch.randint(0, passes + 1, ()))):
-            carried = self._world.carried(z, step.motion)
-            out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
+            out = self._think(clips, z, step, retrieved)
             fed = paint(self.dynamics.head, out, self._steps) if self.config.train_head else out.mean
             z = torch.where(own, torch.cat((true[:, :1], fed[:, :-1]), 1), true)
         return z
