@@ -18,9 +18,20 @@ from world_model.dream import DreamEngine
 from world_model.dynamics import Step
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
+from world_model.training import tokenizer_stage
 from world_model.training.carry_stage import CarryStage
-from world_model.training.dynamics_stage import attention, keep_loss, painting
+from world_model.training.decoder_stage import DecoderStage
+from world_model.training.dynamics_stage import (
+    STAGES,
+    DynamicsStage,
+    attention,
+    keep_loss,
+    own_steps,
+    painting,
+)
+from world_model.training.preview import RolloutPreview
 from world_model.training.run import foreign_stages
+from world_model.training.tokenizer_stage import TokenizerPreview
 
 CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
 ROWS, COLUMNS = 40, 64
@@ -165,11 +176,22 @@ def test_what_nothing_covers_is_rather_painted_and_what_moves_rather_kept() -> N
     z = torch.zeros(1, 3, 4, 1, 2)
     lively = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
     clips = Clips(z, z, z, None, z, z, None, z, z, lively=lively)
-    dear = painting(clips)
+    dear = painting(clips, z[:, :-1])
     assert dear.shape == (1, 2, 1, 1, 2) and bool((dear[..., 0] < 1).all() and (dear[..., 1] > 1).all())
     weight = attention(clips)
     assert weight.shape == dear.shape and float(weight.mean()) == pytest.approx(1.0)
     assert bool((attention(replace(clips, lively=None)) == 1).all())
+
+
+def test_whether_to_keep_is_asked_of_real_moments_alone() -> None:
+    z = torch.zeros(1, 3, 4, 1, 2)
+    dreamed = torch.stack((z[:, 0], z[:, 1] + 0.1), 1)
+    dear = painting(Clips(z, z, z, None, z, z, None, z, z), dreamed)
+    assert bool((dear[:, 0] > 0).all() and (dear[:, 1] == 0).all())
+    logits = torch.ones(1, 1, 1, 2, requires_grad=True)
+    one = torch.ones(1, 4, 1, 2)
+    keep_loss(logits, one, one * 2, one * 0, one[:, :1], dear[:, 1]).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and not logits.grad.any()
 
 
 def test_a_latent_is_carried_through_its_picture() -> None:
@@ -202,13 +224,56 @@ def test_a_world_in_which_nothing_moves_has_no_such_stage() -> None:
     assert tiny_model().dynamics.carry is None
 
 
-def test_the_stage_learns_depths(tmp_path: Path) -> None:
+def boxed_data(folder: Path) -> LatentDataset:
+    """Episodes with a thing in the upper left corner, and random latents."""
     boxes = np.zeros((41, 1, 5), np.int16)
     boxes[:, 0] = 1, 0, 0, WIDTH // 4, HEIGHT // 2
-    episodes = [replace(e, labels=boxes) for e in load_split(tiny_data(tmp_path), "train")]
+    episodes = [replace(e, labels=boxes) for e in load_split(tiny_data(folder), "train")]
     rng = np.random.default_rng(0)
     latents = [rng.normal(size=(41, 4, 2, 4)).astype(np.float16) for _ in episodes]
-    data = LatentDataset(episodes, latents, (0.0, 0.0), 4.0)
+    return LatentDataset(episodes, latents, (0.0, 0.0), 4.0)
+
+
+def test_the_decoder_that_the_carry_looks_at_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_stage, "WHOLE", (HEIGHT, WIDTH))
+    data, world = boxed_data(tmp_path), tiny_model(config=CARRYING)
+    still = TokenizerPreview(list(data.episodes), torch.device("cpu"))
+    stage = DecoderStage(world, data, RolloutPreview(list(data.episodes), 1), still, "cpu", clip_ticks=8)
+    z, detail = torch.randn(1, 4, 2, 4), world.tokenizer.decoder.detail
+    assert detail is not None
+    before, painted = world.tokenizer.decode(z), detail.out.weight.detach().clone()
+    optimizer = torch.optim.Adam(stage.model.parameters(), 1e-2)
+    loss, _ = stage.loss(stage.batch(np.random.default_rng(1), 0.0), 0.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert torch.equal(world.tokenizer.decode(z), before)
+    assert not torch.equal(detail.out.weight, painted)
+
+
+@pytest.mark.parametrize("name", ["trunk", "head", "rollout"])
+def test_what_a_stage_thinks_of_is_carried_anew_where_it_is_dreamed(tmp_path: Path, name: str) -> None:
+    data, world = boxed_data(tmp_path), tiny_model(config=CARRYING)
+    settings = replace(STAGES[name], batch_size=2)
+    stage = DynamicsStage(settings, world, data, RolloutPreview(list(data.episodes), 1), "cpu")
+    clips, dreamed = stage.batch(np.random.default_rng(0), 0.0), 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            step, retrieved = own_steps(world.dynamics, clips), stage._retrieved(clips)
+            own_context = stage._dream if name == "rollout" else stage._own_context
+            z, carried = own_context(clips, clips.z[:, :-1], step, retrieved)
+            again = world.carried(z, step.motion)
+        assert carried is not None and again is not None
+        torch.testing.assert_close(carried, again, rtol=0, atol=1e-5)
+        assert torch.equal(z[:, : settings.context], clips.z[:, : settings.context])
+        dreamed += not torch.equal(z, clips.z[:, :-1])
+    assert dreamed
+
+
+def test_the_stage_learns_depths(tmp_path: Path) -> None:
+    data = boxed_data(tmp_path)
     world = tiny_model(config=CARRYING)
     stage = CarryStage(world, data, data, "cpu")
     carry, place = world.dynamics.carry, world.dynamics.place

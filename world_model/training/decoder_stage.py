@@ -3,6 +3,9 @@
 The encoder and the dynamics stay as they are. The decoder sees latents that the head painted beside clean
 ones, and is held to the texture of real frames: the energy of second differences, block by block. Without
 that term the mean of all possible grains is no grain, and walls turn to plastic.
+
+In a world that carries, what paints from the latent alone stays as it is too, for the dynamics look at its
+pictures again: only how the map's detail is painted is learned.
 """
 
 from __future__ import annotations
@@ -60,7 +63,11 @@ class DecoderBatch:
 
 def drawing(world: WorldModel) -> nn.ModuleDict:
     """What this stage trains: the decoder and, with a map, how its fine paint is read."""
-    parts: dict[str, nn.Module] = {"decoder": world.tokenizer.decoder}
+    decoder = world.tokenizer.decoder
+    parts: dict[str, nn.Module] = {"decoder": decoder}
+    if world.dynamics.carry is not None:
+        assert decoder.detail is not None, "a world that carries has a map"
+        parts = {"detail": decoder.detail}
     if world.dynamics.place is not None:
         map_ = world.dynamics.place.map
         parts |= {"gaze": map_.gaze, "paint": map_.surfaces.fine}
@@ -128,14 +135,15 @@ class DecoderStage:
             x, noised, painted = cut(x), cut(noised), cut(painted)
             detail = None if detail is None else Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
             decode = self._world.tokenizer.decode
-            alone = decode(_last(noised))
+            alone = None if self._world.dynamics.carry is not None else decode(_last(noised))
             out = decode(_last(torch.cat((noised, painted))), detail)
         target = torch.cat((x, x))
         lively = cut(torch.from_numpy(batch.lively)).numpy()
         texture = texture_loss(out, target)
         loss = reconstruction_loss(out, target) + TEXTURE_WEIGHT * texture
         loss = loss + PATTERN_WEIGHT * pattern_loss(out, target)
-        loss = loss + 0.5 * reconstruction_loss(alone, x)
+        if alone is not None:
+            loss = loss + 0.5 * reconstruction_loss(alone, x)
         loss = loss + LIVELY_WEIGHT * lively_loss(out, target, np.concatenate((lively, lively)))
         energy = laplacian(out).square().mean() / laplacian(target).square().mean()
         miss = (out - target).square().mean((1, 2, 3)).chunk(2)

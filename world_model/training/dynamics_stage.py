@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.remembered import Held
 from world_model.dream import WorldModel
-from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput, TrunkState
+from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput
 from world_model.place import Place, PlaceModel, compose, motion_between
 from world_model.precision import mixed_precision
 from world_model.recall import Views
@@ -101,6 +101,7 @@ class DynamicsStage:
         self._steps = world.config.head_steps
         self._again = 0
         self._thought: tuple[Tensor, TrunkOutput, Tensor, Tensor] | None = None
+        """Targets, what the trunk made of them, `attention` and `painting` of the last pass."""
         self._trunk = torch.compile(self.dynamics.trunk) if config.compile else self.dynamics.trunk
         self._head = torch.compile(self.dynamics.head) if config.compile else self.dynamics.head
 
@@ -118,20 +119,15 @@ class DynamicsStage:
             with torch.no_grad():
                 step = own_steps(self.dynamics, clips)
                 own_context = self._dream if self.config.dreamed else self._own_context
-                z = own_context(clips, z, step, retrieved)
+                z, carried = own_context(clips, z, step, retrieved)
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
-                out = self._think(clips, z, step, retrieved)
+                out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
+            dear = painting(clips, z)
             if not self.config.train_trunk:
-                self._thought = clips.z[:, 1:], out, attention(clips), painting(clips)
+                self._thought = clips.z[:, 1:], out, attention(clips), dear
                 self._again = AGAIN
-            return self._losses(clips, out)
-
-    def _think(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> TrunkOutput:
-        """`WorldModel.think` by the trunk as it is compiled."""
-        carried = self._world.carried(z, step.motion)
-        out: TrunkOutput = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
-        return out
+            return self._losses(clips, out, dear)
 
     def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
         """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
@@ -146,14 +142,14 @@ class DynamicsStage:
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self._world, path)
 
-    def _losses(self, clips: Clips, out: TrunkOutput) -> tuple[Tensor, dict[str, float]]:
+    def _losses(self, clips: Clips, out: TrunkOutput, dear: Tensor) -> tuple[Tensor, dict[str, float]]:
         target = clips.z[:, 1:]
         weight = attention(clips)
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
         if self.config.train_head:
-            painted, told = self._head_loss(target, out, weight, painting(clips))
+            painted, told = self._head_loss(target, out, weight, dear)
             total, metrics = total + painted, metrics | told
         return total, metrics
 
@@ -177,46 +173,50 @@ class DynamicsStage:
         total = total / self._variance
         return total, {"head": total.item()}
 
-    def _own_context(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
-        """Parallel scheduled sampling: 0 to `max_passes` passes over the clip."""
-        true = z
+    def _own_context(
+        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved
+    ) -> tuple[Tensor, Tensor | None]:
+        """Parallel scheduled sampling: 0 to `max_passes` passes over the clip. The latents, and as they are
+        carried."""
+        true, carried = z, self._world.carried(z, step.motion)
         ticks = torch.arange(z.shape[1], device=self.device)
         cut = torch.randint(self.config.context, z.shape[1], (z.shape[0], 1), device=self.device)
-        own = (ticks >= cut)[..., None, None, None]
+        own = ticks >= cut
         # What a world carries is painted and looked at again: a pass costs it five times as much.
-        passes = min(self.config.max_passes, 1) if self.dynamics.carry is not None else self.config.max_passes
+        passes = min(self.config.max_passes, 1) if carried is not None else self.config.max_passes
         for _ in range(int(torch.randint(0, passes + 1, ()))):
-            out = self._think(clips, z, step, retrieved)
+            out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
             fed = paint(self.dynamics.head, out, self._steps) if self.config.train_head else out.mean
-            z = torch.where(own, torch.cat((true[:, :1], fed[:, :-1]), 1), true)
-        return z
+            z = torch.where(own[..., None, None, None], torch.cat((true[:, :1], fed[:, :-1]), 1), true)
+            if carried is not None:
+                again = self._world.carried(z[own], step.motion[own])
+                assert again is not None
+                carried = carried.index_put((own,), again)
+        return z, carried
 
-    def _dream(self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved) -> Tensor:
-        """Tick by tick with carried state: real frames, but for a stretch of the dream's own."""
+    def _dream(
+        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tick by tick with carried state: real frames, but for a stretch of the dream's own. As
+        `_own_context` has them."""
         trunk, head = self.dynamics.trunk, self.dynamics.head
-        state = trunk.init_state(z.shape[0], self.device)
-        present, latents = z[:, 0], []
+        state, carried = trunk.init_state(z.shape[0], self.device), self._world.carried(z, step.motion)
         cut = int(torch.randint(self.config.context, self.config.ticks, ()))
-        end = cut + int(torch.randint(1, self.config.dreamed + 1, ()))
-        for t in range(z.shape[1]):
-            latents.append(present)
-            if t + 1 == z.shape[1]:
+        end = min(cut + int(torch.randint(1, self.config.dreamed + 1, ())), z.shape[1])
+        for t in range(end):
+            now, moved = Step(*(s[:, t] for s in step)), None if carried is None else carried[:, t]
+            if t >= cut and carried is not None:
+                moved = self._world.carried(z[:, t], now.motion)
+                carried = torch.cat((carried[:, :t], moved[:, None], carried[:, t + 1 :]), 1)  # type: ignore[index]
+            if t + 1 == end:
                 break
-            if not cut <= t + 1 < end:  # the state has to see the real frame as well
-                _, state = self._trunk_step(clips, t, present, step, retrieved, state)
-                present = z[:, t + 1]
-            else:
-                out, state = self._trunk_step(clips, t, present, step, retrieved, state)
-                noise = torch.randn_like(present)
-                present = head.sample(noise, out.mean, out.carried, out.features, self._steps)
-        return torch.stack(latents, 1)
-
-    def _trunk_step(
-        self, clips: Clips, t: int, z: Tensor, step: Step, retrieved: Retrieved, state: TrunkState
-    ) -> tuple[TrunkOutput, TrunkState]:
-        now = Step(*(s[:, t] for s in step))
-        carried = self._world.carried(z, now.motion)
-        return self.dynamics.trunk.step(z, clips.act[:, t], clips.phase[:, t], now, retrieved, state, carried)
+            act, phase = clips.act[:, t], clips.phase[:, t]
+            out, state = trunk.step(z[:, t], act, phase, now, retrieved, state, moved)
+            if t + 1 >= cut:  # before, the state only has to see the real frames
+                noise = torch.randn_like(z[:, t])
+                fed = head.sample(noise, out.mean, out.carried, out.features, self._steps)
+                z = torch.cat((z[:, : t + 1], fed[:, None], z[:, t + 2 :]), 1)
+        return z, carried
 
     def _retrieved(self, clips: Clips) -> Retrieved:
         """Keyframes of the clip's own episode; for a tenth of the clips useless ones, of another episode."""
@@ -242,9 +242,9 @@ def keep_loss(
     keep: Tensor, painted: Tensor, present: Tensor, clean: Tensor, cost: Tensor, painting: Tensor
 ) -> Tensor:
     """Whether each cell is rather kept, asked of its logit, where painting makes an error `painting` times as
-    dear. A wrong answer costs what is lost by it."""
+    dear. A wrong answer costs what is lost by it; where `painting` is zero nothing is asked."""
     paint, copy = ((x.detach() - clean).square().mean(1, keepdim=True) for x in (painted, present))
-    gain = painting * paint - copy
+    gain = torch.where(painting > 0, painting * paint - copy, 0)
     wrong = F.binary_cross_entropy_with_logits(keep, (gain > 0).float(), reduction="none")
     return (wrong * gain.abs() * cost).mean()
 
@@ -260,10 +260,12 @@ def attention(clips: Clips) -> Tensor:
     return costs(_moving(clips))
 
 
-def painting(clips: Clips) -> Tensor:
-    """PAINTING of each cell of the targets (B, T, 1, h, w)."""
+def painting(clips: Clips, z: Tensor) -> Tensor:
+    """PAINTING of each cell of the targets (B, T, 1, h, w); 0 where the present of `z` (B, T, C, h, w) is not
+    the real one: a dreamed monster stands elsewhere than the real one, and that is no reason to drop it."""
     still, moving = PAINTING
-    return still + (moving - still) * _moving(clips)[:, :, None]
+    real = (z == clips.z[:, :-1]).flatten(2).all(2)
+    return real[..., None, None, None] * (still + (moving - still) * _moving(clips)[:, :, None])
 
 
 def _moving(clips: Clips) -> Tensor:

@@ -108,7 +108,7 @@ RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 CARRY_CHANNELS = 64
 """Of the network that tells depths, in a world whose source tells boxes around things that move."""
 
-PAINT_WITH_SOUND = (10, 13, 13, 13, 13, 15)
+PAINT_WITH_SOUND = (10, 12, 12, 13, 13, 14)
 """Sound and a map's paint share the 16 MB of a world."""
 
 
