@@ -30,6 +30,7 @@ from world_model.training.dynamics_stage import (
     painting,
 )
 from world_model.training.preview import RolloutPreview
+from world_model.training.publish import choose_scenes
 from world_model.training.run import foreign_stages
 from world_model.training.tokenizer_stage import TokenizerPreview
 
@@ -294,3 +295,11 @@ def test_the_stage_learns_depths(tmp_path: Path) -> None:
     scores = stage.preview(tmp_path / "carry.png")
     assert {"carried", "carried_lively", "left", "left_lively"} == set(scores)
     assert (tmp_path / "carry.png").exists()
+
+
+def test_scenes_begin_where_there_is_most_to_be_met(tmp_path: Path) -> None:
+    boxes = np.zeros((41, 1, 5), np.int16)
+    boxes[20:, 0] = 1, 0, 0, WIDTH // 4, HEIGHT // 2
+    episodes = [replace(e, labels=boxes) for e in load_split(tiny_data(tmp_path), "train")]
+    chosen = choose_scenes(episodes, 4, 4)
+    assert len(chosen) == 4 and all(e.labels is not None and e.labels[s + 3][0, 0] for e, s in chosen)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from world_model.config import WorldConfig
+from world_model.data.dataset import boxed_area
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.dream import DreamEngine, WorldModel
 from world_model.evaluation.metrics import laplacian_energy
@@ -97,11 +98,17 @@ def make_scene(world: WorldModel, episode: Episode, start: int, ticks: int, name
 
 def choose_scenes(episodes: list[Episode], count: int, ticks: int) -> list[tuple[Episode, int]]:
     """Starts with something to see, far from each other: of many candidates, greedily the one whose last
-    picture differs most from those already chosen, among the richest half by edges."""
+    picture differs most from those already chosen, among the richest half: by edges, or, where episodes tell
+    boxes, by how much of the picture is in one."""
     rng = np.random.default_rng(0)
     candidates = [(e, int(s)) for e in episodes for s in rng.integers(0, max(1, len(e) - ticks), 12)]
     last = [np.array(e.frames[s + ticks - 1]) for e, s in candidates]
-    richness = np.array([laplacian_energy(image) for image in last])
+    richness = np.array(
+        [
+            laplacian_energy(image) if e.labels is None else boxed_area(e, s + ticks - 1)
+            for image, (e, s) in zip(last, candidates, strict=True)
+        ]
+    )
     keep = np.argsort(richness)[len(richness) // 2 : -len(richness) // 20 or None]
     small = np.stack([last[i][4::8, 4::8].astype(np.float32).ravel() for i in keep])
     chosen = [int(np.argmin(np.abs(richness[keep] - np.median(richness[keep]))))]
