@@ -8,6 +8,7 @@ of them its own, beside pictures of which part are the dream's own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +92,21 @@ class CodecStage:
         return compare(path, joined.cpu(), line.cpu(), self.codec.config.rate)
 
 
+AGAIN = 3
+"""Steps of the audio head on what the frozen trunk has thought, after the first: the trunk costs most."""
+
+
+class Heard(NamedTuple):
+    """The trunk's features (B, T, F, h, w) and the latents (B, T, C, h, w) after each tick, the actions
+    (B, T), the latents of the sound (B, T, L) and where it begins (B, T)."""
+
+    features: Tensor
+    after: Tensor
+    act: Tensor
+    target: Tensor
+    onset: Tensor
+
+
 class AudioStage:
     """The head on the frozen trunk: what sounds when, and which latent."""
 
@@ -112,23 +128,29 @@ class AudioStage:
         self.model: nn.Module = world.audio.head.requires_grad_(True)
         self._data, self._sampler = data, SoundSampler(data.episodes, world.audio.config)
         self._held_out, self._preview = held_out, SoundSampler(held_out.episodes, world.audio.config)
+        self._again = 0
+        self._heard: Heard | None = None
 
     def batch(self, rng: np.random.Generator, done: float) -> tuple[Clips, SoundBatch]:
         return _clips(self._data, self._sampler, rng, self._batch_size, self._ticks, self._retrieved)
 
     def loss(self, batch: tuple[Clips, SoundBatch], done: float) -> tuple[Tensor, dict[str, float]]:
-        clips, sound = batch[0].to(self.device), batch[1].to(self.device)
-        target = self._latents(sound)
-        seen = self._seen(clips)
+        if not self._again:
+            clips, sound = batch[0].to(self.device), batch[1].to(self.device)
+            self._heard = Heard(*self._imagined(clips), clips.act, self._latents(sound), sound.onset)
+        self._again = (self._again or AGAIN + 1) - 1
+        assert self._heard is not None
+        features, after, act, target, onset = self._heard
+        seen = self._seen(features, after)
         own = torch.rand(len(target), 1, device=self.device) < OWN
         before, logits, misses = target[:, 0], [], []
         for t in range(1, target.shape[1]):  # the first tick only says what sounded before
-            feeling = self._audio.head.feel(seen[:, t], clips.act[:, t], before)
+            feeling = self._audio.head.feel(seen[:, t], act[:, t], before)
             logits.append(feeling.logit)
             misses.append(self._miss(feeling.condition, target[:, t]))
             said = self._sample(feeling) if t + 1 < target.shape[1] else target[:, t]
             before = torch.where(own, said, target[:, t])
-        target, onset = target[:, 1:], sound.onset[:, 1:]
+        target, onset = target[:, 1:], onset[:, 1:]
         heard = (target[..., 0] >= HEARD).float()
         weight = 1 + (ONSET_WEIGHT - 1) * onset
         sounds = F.binary_cross_entropy_with_logits(torch.stack(logits, 1), heard, weight)
@@ -142,7 +164,7 @@ class AudioStage:
         rng = np.random.default_rng(0)
         clips, sound = _clips(self._held_out, self._preview, rng, 12, self._ticks, self._retrieved)
         clips, sound = clips.to(self.device), sound.to(self.device)
-        target, seen = self._latents(sound), self._seen(clips, dream=False)
+        target, seen = self._latents(sound), self._seen(*self._imagined(clips, dream=False))
         said = [torch.zeros_like(target[:, 0])]
         for t in range(target.shape[1]):
             said.append(self._sample(self._audio.head.feel(seen[:, t], clips.act[:, t], said[-1])))
@@ -165,8 +187,14 @@ class AudioStage:
         frames = self._audio.codec.frames(sound.sound, sound.before)
         return self._audio.codec.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
-    def _seen(self, clips: Clips, dream: bool = True) -> Tensor:
-        """What the head sees of each tick, (B, T, D): half of the time of a dream that feeds itself."""
+    def _seen(self, features: Tensor, after: Tensor) -> Tensor:
+        """What the head sees of each tick, (B, T, D)."""
+        seen = self._audio.head.look(features.flatten(0, 1), after.flatten(0, 1))
+        return seen.unflatten(0, after.shape[:2])
+
+    def _imagined(self, clips: Clips, dream: bool = True) -> tuple[Tensor, Tensor]:
+        """The trunk's features and the latents after each tick: half of the time of a dream that feeds
+        itself."""
         world = self._world
         with torch.no_grad(), mixed_precision(self.device.type):
             dynamics, pose = world.dynamics, clips.past_pose
@@ -178,8 +206,7 @@ class AudioStage:
                 after = paint(dynamics.head, out, world.config.head_steps)
                 z = torch.cat((z[:, :4], after[:, 3:-1]), 1)
                 out = world.think(z, clips.act, clips.phase, step, retrieved)
-        seen = self._audio.head.look(out.features.flatten(0, 1), after.flatten(0, 1))
-        return seen.unflatten(0, clips.act.shape)
+        return out.features, after
 
     def _miss(self, condition: Tensor, target: Tensor) -> Tensor:
         """(B,): x-prediction at a random point of the flow, often at pure noise. The level counts most."""
