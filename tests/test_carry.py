@@ -179,15 +179,18 @@ def test_what_nothing_covers_is_rather_painted_and_what_moves_rather_kept() -> N
     clips = Clips(z, z, z, None, z, z, None, z, z, lively=lively)
     dear = painting(clips, z[:, :-1])
     assert dear.shape == (1, 2, 1, 1, 2) and bool((dear[..., 0] < 1).all() and (dear[..., 1] > 1).all())
-    weight = attention(clips)
+    weight = attention(clips, z[:, :-1])
     assert weight.shape == dear.shape and float(weight.mean()) == pytest.approx(1.0)
-    assert bool((attention(replace(clips, lively=None)) == 1).all())
+    assert bool((attention(replace(clips, lively=None), z[:, :-1]) == 1).all())
 
 
 def test_whether_to_keep_is_asked_of_real_moments_alone() -> None:
     z = torch.zeros(1, 3, 4, 1, 2)
     dreamed = torch.stack((z[:, 0], z[:, 1] + 0.1), 1)
-    dear = painting(Clips(z, z, z, None, z, z, None, z, z), dreamed)
+    clips = Clips(z, z, z, None, z, z, None, z, z, lively=torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2))
+    dear, weight = painting(clips, dreamed), attention(clips, dreamed)
+    rest = float(weight[0, 0, 0, 0, 0])
+    assert float(weight[0, 0, 0, 0, 1]) > rest and bool((weight[:, 1] == rest).all())
     assert bool((dear[:, 0] > 0).all() and (dear[:, 1] == 0).all())
     logits = torch.ones(1, 1, 1, 2, requires_grad=True)
     one = torch.ones(1, 4, 1, 2)

@@ -8,10 +8,11 @@ reckoning from a start that is a little off.
   a tick of compounding), then one pass with gradient against the clean targets.
 - `head`: the same with the trunk frozen; what is fed back are the head's samples.
 - `rollout`: a stretch of each clip is dreamed tick by tick as in play, with carried state, and both parts
-  learn to get from each dreamed moment to the true next one. The stretch is short: what happens by chance
-  happens otherwise in a dream, and who is held to it for long learns to let things fade.
+  learn to get from each dreamed moment to the true next one.
 
-Things that move cover little of a picture and are what counts: where they are, an error costs more.
+Things that move cover little of a picture and are what counts: where they are, an error costs more. But
+what happens by chance happens otherwise in a dream, and who is held to it learns to let things fade: after a
+dreamed moment they count like all the rest, and whether to keep them is not asked.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ STAGES = {
         "head", ticks=32, batch_size=12, max_passes=2, train_trunk=False, train_head=True
     ),
     "rollout": DynamicsStageConfig(
-        "rollout", ticks=32, batch_size=12, context=6, train_head=True, dreamed=12
+        "rollout", ticks=32, batch_size=12, context=6, train_head=True, dreamed=24
     ),
 }
 
@@ -123,11 +124,11 @@ class DynamicsStage:
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
-            dear = painting(clips, z)
+            weight, dear = attention(clips, z), painting(clips, z)
             if not self.config.train_trunk:
-                self._thought = clips.z[:, 1:], out, attention(clips), dear
+                self._thought = clips.z[:, 1:], out, weight, dear
                 self._again = AGAIN
-            return self._losses(clips, out, dear)
+            return self._losses(clips, out, weight, dear)
 
     def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
         """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
@@ -142,9 +143,10 @@ class DynamicsStage:
     def preview(self, path: Path) -> dict[str, float]:
         return self._preview(self._world, path)
 
-    def _losses(self, clips: Clips, out: TrunkOutput, dear: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _losses(
+        self, clips: Clips, out: TrunkOutput, weight: Tensor, dear: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         target = clips.z[:, 1:]
-        weight = attention(clips)
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
@@ -255,17 +257,23 @@ LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
 
 
-def attention(clips: Clips) -> Tensor:
-    """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w)."""
-    return costs(_moving(clips))
+def attention(clips: Clips, z: Tensor) -> Tensor:
+    """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w). After a present of
+    `z` (B, T, C, h, w) that was dreamed, things that move count like all the rest: they stand elsewhere."""
+    return costs(_moving(clips) * _real(clips, z))
 
 
 def painting(clips: Clips, z: Tensor) -> Tensor:
-    """PAINTING of each cell of the targets (B, T, 1, h, w); 0 where the present of `z` (B, T, C, h, w) is not
-    the real one: a dreamed monster stands elsewhere than the real one, and that is no reason to drop it."""
+    """PAINTING of each cell of the targets (B, T, 1, h, w); 0 where the present was dreamed: that a monster
+    of the dream stands elsewhere than the real one is no reason to drop it."""
     still, moving = PAINTING
-    real = (z == clips.z[:, :-1]).flatten(2).all(2)
-    return real[..., None, None, None] * (still + (moving - still) * _moving(clips)[:, :, None])
+    real = _real(clips, z)
+    return (real * (still + (moving - still) * _moving(clips)))[:, :, None]
+
+
+def _real(clips: Clips, z: Tensor) -> Tensor:
+    """Of which ticks (B, T, 1, 1) the present of `z` is the real one."""
+    return (z == clips.z[:, :-1]).flatten(2).all(2)[..., None, None]
 
 
 def _moving(clips: Clips) -> Tensor:
