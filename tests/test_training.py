@@ -21,7 +21,7 @@ from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
 from world_model.tokenizer import Tokenizer, reconstruction_loss
-from world_model.training import dynamics_stage, tokenizer_stage
+from world_model.training import decoder_stage, dynamics_stage, tokenizer_stage
 from world_model.training import preview as previewing
 from world_model.training import publish as publishing
 from world_model.training.card import add_scores, sparkline
@@ -376,7 +376,10 @@ def test_the_tokenizer_preview_tells_things_and_bar_apart(
     assert not {"things", "around", "bar"} & set(bare(Tokenizer(TINY.tokenizer), tmp_path / "sheet.png"))
 
 
-def test_without_a_map_the_decoder_learns_from_real_latents(run: TrainConfig) -> None:
+def test_without_a_map_the_decoder_learns_from_real_latents(
+    run: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_stage, "AGAIN", 0)
     flat = replace(TINY, dynamics=replace(TINY.dynamics, pose=False))
     world, episodes = WorldModel(flat), load_split(run.data, "train")
     latents = [np.full((len(e.frames), 4, 2, 4), 0.5, np.float16) for e in episodes]

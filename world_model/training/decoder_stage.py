@@ -37,6 +37,8 @@ from world_model.training.tokenizer_stage import (
     lively_loss,
 )
 
+AGAIN = 3
+"""Steps on other parts of the same pictures, after the first: dreaming them costs most of it."""
 TEXTURE_WEIGHT = 0.7
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
 PATTERN_WEIGHT = 5.0
@@ -99,6 +101,9 @@ class DecoderStage:
         world.requires_grad_(False)
         self.model: nn.Module = drawing(world).requires_grad_(True)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._again = 0
+        self._batch: DecoderBatch | None = None
+        self._painted: Tensor | None = None
 
     def batch(self, rng: np.random.Generator, done: float) -> DecoderBatch:
         picks = rng.choice(len(self._data.episodes), self._batch_size)
@@ -121,13 +126,20 @@ class DecoderStage:
         )
 
     def loss(self, batch: DecoderBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        if not self._again:
+            self._batch, self._painted = batch, None
+        self._again = (self._again or AGAIN + 1) - 1
+        assert self._batch is not None
+        batch = self._batch
         clips = batch.clips.to(self.device)
         rows = torch.arange(len(batch.ticks), device=self.device)[:, None]
         ticks = batch.ticks.to(self.device)
         clean = clips.z[:, 1:][rows, ticks].flatten(0, 1)
         x = to_float(batch.frames, self.device)
         with mixed_precision(self.device.type):
-            painted = self._paint(clips)[rows, ticks].flatten(0, 1)
+            if self._painted is None:
+                self._painted = self._paint(clips)[rows, ticks].flatten(0, 1)
+            painted = self._painted
             level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
             noised = clean + level * torch.randn_like(clean)
             detail = self._detail(clips, rows, ticks)
