@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
@@ -34,7 +34,9 @@ from world_model.training.publish import choose_scenes
 from world_model.training.run import foreign_stages
 from world_model.training.tokenizer_stage import TokenizerPreview
 
-CARRYING = replace(TINY, dynamics=replace(TINY.dynamics, carry=3))
+CARRYING = replace(
+    TINY, dynamics=replace(TINY.dynamics, carry=3), tokenizer=replace(TINY.tokenizer, blend=True)
+)
 ROWS, COLUMNS = 40, 64
 
 
@@ -226,6 +228,21 @@ def test_a_dream_is_carried_along() -> None:
 def test_a_world_in_which_nothing_moves_has_no_such_stage() -> None:
     assert "carry" in foreign_stages(TINY) and "carry" not in foreign_stages(CARRYING)
     assert tiny_model().dynamics.carry is None
+
+
+def test_where_the_latent_is_chosen_the_picture_is_that_of_the_latent_alone() -> None:
+    decoder = tiny_model(config=CARRYING).tokenizer.decoder
+    assert decoder.detail is not None and decoder.detail.choose is not None
+    z, cells = torch.randn(1, 4, 2, 4), (HEIGHT // 2, WIDTH // 2)
+    coarse = torch.randn(1, TINY.tokenizer.detail_dim[0], HEIGHT // 4, WIDTH // 4)
+    detail = coarse, torch.randn(1, TINY.tokenizer.detail_dim[1], *cells), None
+    alone, painted = decoder(z), decoder.detail.paint(detail[1])
+    for layer in (decoder.detail.choose, decoder.detail.correct):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    for bias, expected in ((-30.0, alone), (30.0, painted)):
+        nn.init.constant_(decoder.detail.choose.bias, bias)  # type: ignore[arg-type]
+        torch.testing.assert_close(decoder(z, detail), expected.float(), rtol=0, atol=1e-5)
 
 
 def boxed_data(folder: Path) -> LatentDataset:

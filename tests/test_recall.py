@@ -89,7 +89,7 @@ def test_a_gaze_hands_the_colours_on_from_the_start() -> None:
 
 def test_where_nothing_is_known_the_latent_paints() -> None:
     decoder = tiny_model(config=RECALLING).tokenizer.decoder
-    assert decoder.detail is not None
+    assert decoder.detail is not None and decoder.detail.enter is not None
     nn.init.zeros_(decoder.detail.enter.weight)
     nn.init.zeros_(decoder.detail.enter.bias)  # type: ignore[arg-type]
     rows, columns = LATENT_GRID

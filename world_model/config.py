@@ -47,6 +47,8 @@ class TokenizerConfig:
     """Channels on the grids 64 x 40, 32 x 20 and 16 x 10 (encoder), and back (decoder)."""
     detail_dim: tuple[int, int] = (0, 0)
     """Channels on the grids 64 x 40 and 128 x 80 that a map adds to what is decoded; 0 without a map."""
+    blend: bool = False
+    """Whether the decoder chooses at each pixel between the latent and the map's detail."""
 
     def __post_init__(self) -> None:
         _check_fields(self)

@@ -60,7 +60,8 @@ class Decoder(nn.Module):
     """Latent (B, C, 10, 16) -> picture (B, 3, 160, 256), about [-1, 1].
 
     In a world with a map it may be given the map's detail on the grids 64 x 40 and 128 x 80 as well: then the
-    detail paints, and the latent corrects it. Where the detail is not known, the latent paints.
+    detail paints, and the latent corrects it. Where the detail is not known, the latent paints, and with
+    `blend` wherever it shows something that no map holds: its picture is the same as without the detail.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -83,18 +84,24 @@ class Decoder(nn.Module):
             nn.Conv2d(fine, 48, 3, padding=1),
             nn.PixelShuffle(4),
         )
-        self.detail = DetailPainter(config.detail_dim, fine) if all(config.detail_dim) else None
+        told = all(config.detail_dim)
+        self.detail = DetailPainter(config.detail_dim, fine, config.blend) if told else None
 
     def forward(self, z_BCHW: Tensor, detail: Detail | None = None) -> Tensor:
         if detail is None or self.detail is None:
             out: Tensor = self.layers(z_BCHW)
             return out.float()
-        x = self.layers[FINE:-2](self.layers[:FINE](z_BCHW) + self.detail.enter(detail[0]))
-        out = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
-        if detail[2] is None:
-            return out.float()
-        alone, known = self.layers[-2:](x).float(), inner(detail[2])
-        return alone + known * (out.float() - alone)
+        x = self.layers[:FINE](z_BCHW)
+        x = self.layers[FINE:-2](x if self.detail.enter is None else x + self.detail.enter(detail[0]))
+        painted = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
+        share = None if detail[2] is None else inner(detail[2])
+        if self.detail.choose is not None:
+            chosen = torch.sigmoid(F.pixel_shuffle(self.detail.choose(x), 4).float())
+            share = chosen if share is None else share * chosen
+        if share is None:
+            return painted.float()
+        alone = self.layers[-2:](x).float()
+        return alone + share * (painted.float() - alone)
 
 
 Detail = tuple[Tensor, Tensor, Tensor | None]
@@ -114,10 +121,11 @@ FINE = 10
 class DetailPainter(nn.Module):
     """How the decoder uses the detail of a map; starts by painting from the detail alone."""
 
-    def __init__(self, detail_dim: tuple[int, int], fine: int) -> None:
+    def __init__(self, detail_dim: tuple[int, int], fine: int, blend: bool = False) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(detail_dim[0], fine, 1)
+        self.enter = None if blend else nn.Conv2d(detail_dim[0], fine, 1)
         self.correct = nn.Conv2d(fine, 48, 1)
+        self.choose = nn.Conv2d(fine, 16, 1) if blend else None
         self.out = nn.Conv2d(detail_dim[1], 12, 3, padding=1)
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]

@@ -82,6 +82,7 @@ class RecallStage:
         self.recollection.spread.requires_grad_(False)
         self._painter = world.tokenizer.decoder.detail
         show_what_was_handed(self._painter.out)
+        assert self._painter.enter is not None, "what recalls does not blend"
         for layer in (self._painter.enter, self._painter.correct):  # of these the stage `decoder` makes use
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

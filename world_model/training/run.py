@@ -325,7 +325,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     low, high = places.min(0), places.max(0)
     centre = (low + high) / 2
     scale = round(float((high - low).max() / 2), 1)
-    up = PIXEL_ASPECT / scale
+    up, carries = PIXEL_ASPECT / scale, episodes[0].labels is not None
     return dataclasses.replace(
         config,
         dynamics=dataclasses.replace(
@@ -333,10 +333,12 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             tile=TILE_UNITS / scale,
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
-            carry=0 if episodes[0].labels is None else CARRY_CHANNELS,
+            carry=CARRY_CHANNELS if carries else 0,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
-        tokenizer=dataclasses.replace(config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL)),
+        tokenizer=dataclasses.replace(
+            config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL), blend=carries
+        ),
         pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
         pose_scale=scale,
     )
