@@ -1,4 +1,5 @@
-"""Draws the real game beside the dream, moving: readme_gif.py DATA OUT [EPISODE START [WORLD [TICKS]]].
+"""Draws the real game beside the dream, moving:
+python -m tools.readme_gif DATA OUT [EPISODE START [WORLD [TICKS]]].
 
 Both start from the same 32 held-out frames and get the same actions; every second tick is shown, at the
 speed of the game.
@@ -12,30 +13,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from world_model.data.episodes import list_episodes, read_episode
+from tools.readme_picture import real_and_dream
 from world_model.types import FPS
-from world_model.world import batch_dream
 
-CONTEXT = 32
 EVERY = 2
 GAP = 4
 COLOURS = 96
 
 
 def main(data: Path, out: Path, episode: int, start: int, world: str, ticks: int) -> None:
-    recorded = read_episode(list_episodes(data, "val")[episode])
-    dreamer = batch_dream(world)
-    frames = np.array(recorded.frames[start : start + CONTEXT + ticks])
-    actions = np.array(recorded.actions[start:], np.int64)[None]
-    dreamer.reset(
-        frames[None, :CONTEXT], actions[:, : CONTEXT - 1], recorded.phases[start : start + 1].astype(int)
-    )
     shown = []
-    for tick in range(1, ticks + 1):
-        dreamed = dreamer.step(actions[:, CONTEXT + tick - 2])[0]
+    for tick, real, dreamed in real_and_dream(data, episode, start, world, ticks):
         if tick % EVERY == 0:
             between = np.full((dreamed.shape[0], GAP, 3), 255, np.uint8)
-            shown.append(np.concatenate([frames[CONTEXT - 1 + tick], between, dreamed], 1))
+            shown.append(np.concatenate([real, between, dreamed], 1))
     pictures = [Image.fromarray(p).quantize(COLOURS, dither=Image.Dither.NONE) for p in shown]
     duration = round(1000 * EVERY / FPS)
     pictures[0].save(out, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=True)

@@ -6,9 +6,11 @@ Both start from the same 32 held-out frames and get the same actions.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from world_model.data.episodes import list_episodes, read_episode
@@ -18,20 +20,27 @@ CONTEXT = 32
 TICKS = (1, 8, 32, 64, 128, 250)
 LABEL = 18
 
+Picture = NDArray[np.uint8]
 
-def main(data: Path, out: Path, episode: int, start: int, world: str) -> None:
+
+def real_and_dream(
+    data: Path, episode: int, start: int, world: str, ticks: int
+) -> Iterator[tuple[int, Picture, Picture]]:
+    """(tick, real picture, dreamed picture) for every tick from 1 on, after CONTEXT real frames."""
     recorded = read_episode(list_episodes(data, "val")[episode])
     dreamer = batch_dream(world)
-    frames = np.array(recorded.frames[start : start + CONTEXT + max(TICKS)])
+    frames = np.array(recorded.frames[start : start + CONTEXT + ticks])
     actions = np.array(recorded.actions[start:], np.int64)[None]
     dreamer.reset(
         frames[None, :CONTEXT], actions[:, : CONTEXT - 1], recorded.phases[start : start + 1].astype(int)
     )
-    pairs = []
-    for tick in range(1, max(TICKS) + 1):
-        dreamed = dreamer.step(actions[:, CONTEXT + tick - 2])[0]
-        if tick in TICKS:
-            pairs.append(np.concatenate([frames[CONTEXT - 1 + tick], dreamed]))
+    for tick in range(1, ticks + 1):
+        yield tick, frames[CONTEXT - 1 + tick], dreamer.step(actions[:, CONTEXT + tick - 2])[0]
+
+
+def main(data: Path, out: Path, episode: int, start: int, world: str) -> None:
+    told = real_and_dream(data, episode, start, world, max(TICKS))
+    pairs = [np.concatenate([real, dreamed]) for tick, real, dreamed in told if tick in TICKS]
     height, width = pairs[0].shape[:2]
     sheet = Image.new("RGB", (width * len(pairs), height + LABEL), "white")
     draw = ImageDraw.Draw(sheet)
