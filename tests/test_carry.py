@@ -211,6 +211,18 @@ def test_a_latent_is_carried_through_its_picture() -> None:
     assert tiny_model().carried(z, step.motion) is None
 
 
+def test_who_stands_still_sees_what_is_seen_now() -> None:
+    """Looked at again and again, it would slowly become something else."""
+    world = tiny_model(config=CARRYING)
+    z, _, _, step = clip(3)
+    motion = step.motion.clone()
+    motion[:, :2] = 1e-4
+    carried = world.carried(z, motion)
+    assert carried is not None
+    torch.testing.assert_close(carried[:, :2], z[:, :2], rtol=0, atol=0)
+    assert float((carried[:, 2] - z[:, 2]).abs().max()) > 0.01
+
+
 def test_a_dream_is_carried_along() -> None:
     first, second = tiny_model(config=CARRYING), tiny_model(config=CARRYING)
     assert second.dynamics.carry is not None

@@ -14,14 +14,15 @@ from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, ti
 from world_model import keeper as keeping
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
-from world_model.data.remembered import Remembered
+from world_model.data.remembered import Held, Remembered
 from world_model.dream import THOUGHT, DreamEngine, DreamState
 from world_model.evaluation.worlds import AblatedDream
 from world_model.memory import APART, KeyframeBank, apart
 from world_model.place import HISTORY
 from world_model.precision import native_dtype
-from world_model.recall import look, shrunk
+from world_model.recall import Views, look, shrunk
 from world_model.scenes import Past, Scene, load_scene, save_scene
+from world_model.training.dynamics_stage import own_views
 from world_model.training.publish import SCENE_TICKS, make_scene
 from world_model.types import WorldError
 from world_model.world import load_world
@@ -281,3 +282,27 @@ def test_what_an_episode_would_hold_comes_in_time() -> None:
 
 def test_config_tells_worlds_that_recall() -> None:
     assert replace(RECALLING, name="x").dynamics.recall and not RECALLING.dynamics.pose
+
+
+def test_in_training_some_of_what_is_held_is_forgotten() -> None:
+    """All of it in few clips, a part of it in half of them; nothing where that is asked."""
+    dynamics = tiny_model(config=RECALLING).dynamics
+    batch, count = 200, 6
+    views = Views(
+        torch.zeros(batch, count, 3, HEIGHT, WIDTH, dtype=torch.uint8),
+        torch.zeros(batch, count, 3),
+        torch.ones(batch, count, 4 * LATENT_GRID[1]),
+        torch.ones(batch, 1, count, dtype=torch.bool),
+    )
+    held = Held(views, torch.zeros(batch, count, 4, *LATENT_GRID))
+    torch.manual_seed(0)
+    kept = []
+    for forgotten in (0.0, 0.1, 1.0):
+        own = own_views(dynamics, held, forgotten)
+        assert own is not None
+        kept.append(own.held[:, 0].float().mean(1))
+    whole, some, none = kept
+    assert whole.min() == 1 and none.max() == 0
+    assert 0.3 < float((some == 1).float().mean()) < 0.65
+    assert 0.05 < float((some == 0).float().mean()) < 0.3
+    assert float(((some > 0) & (some < 1)).float().mean()) > 0.2

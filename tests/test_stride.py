@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from one_room import ROOM, keyframes
-from tiny import HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_model
-from world_model.place import HISTORY, Place, PlaceModel
+from tiny import HEIGHT, LATENT_GRID, RECALLING, STRIDING, WIDTH, tiny_model
+from world_model.place import HISTORY, Place, PlaceModel, Stride
 from world_model.recall import Views, centres, turned_back
 from world_model.recollection import BODY, Recollection, nothing_held
 from world_model.settle import Alignment, fuse
@@ -33,6 +33,23 @@ def walks_ahead(recollection: Recollection) -> None:
     nn.init.zeros_(told.weight)
     nn.init.zeros_(told.bias)
     told.bias[9] = 2.0
+
+
+def test_in_a_world_with_a_map_a_stride_knows_rest_and_walls() -> None:
+    place = tiny_model(config=STRIDING).dynamics.place
+    assert place is not None and isinstance(place.motion, Stride)
+    out = place.motion.gait.out
+    nn.init.zeros_(out.weight)
+    nn.init.zeros_(out.bias)
+    action, start = torch.tensor([0]), PlaceModel.nowhere(1, "cpu")
+    moving = start._replace(motion=torch.tensor([[0.02, 0.0, 0.1]]))
+    with torch.no_grad():
+        torch.testing.assert_close(place.move(moving, action, action).pose, start.pose)
+        out.bias[0] = 0.5  # half of the last way ahead, for as long as nothing is in the way
+        ahead = place.move(moving, action, action)
+        torch.testing.assert_close(ahead.motion[0, 0], torch.tensor(0.01))
+        nn.init.constant_(place.map.surfaces.walls.embed, -0.02)
+        torch.testing.assert_close(place.move(moving, action, action).pose[:, :2], start.pose[:, :2])
 
 
 def test_walls_that_are_remembered_stop_the_player(recollection: Recollection) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import RECALLING, TINY, tiny_data, tiny_world
+from tiny import RECALLING, STRIDING, TINY, tiny_data, tiny_world
 from world_model import load_world
 from world_model.checkpoint import load_training, load_weights, save_training, write_json
+from world_model.config import WorldConfig
 from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
 from world_model.dream import WorldModel
@@ -35,6 +36,7 @@ from world_model.training.run import (
     ORDER,
     PLACE,
     RECALL,
+    STRIDE,
     TrainConfig,
     describe_world,
     load_run,
@@ -70,7 +72,7 @@ def quiet(_: str) -> None:
 
 def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -> None:
     train(run, quiet)
-    stages = set(ORDER) - {*RECALL, *CARRY}
+    stages = set(ORDER) - {*RECALL, *STRIDE, *CARRY}
     assert {p.stem for p in run.run.glob("*.safetensors")} == stages
     records = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
     assert {r["stage"] for r in records} == stages
@@ -87,10 +89,17 @@ def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -
     assert world.step(1).image.shape == (32, 64, 3)
 
 
-def test_a_world_that_recalls_is_trained_and_opens(run: TrainConfig, tmp_path: Path) -> None:
-    write_json(run.run / "world.json", RECALLING.to_json())
+@pytest.mark.parametrize(
+    ("config", "foreign"),
+    [(RECALLING, {*PLACE, *CARRY}), (STRIDING, {*RECALL, *CARRY})],
+    ids=["recall", "stride"],
+)
+def test_a_world_of_another_kind_is_trained_and_opens(
+    run: TrainConfig, tmp_path: Path, config: WorldConfig, foreign: set[str]
+) -> None:
+    write_json(run.run / "world.json", config.to_json())
     train(run, quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {*PLACE, *CARRY}
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - foreign
     publishing.publish(run.run, run.data, tmp_path / "world", scenes=4)
     world = load_world(tmp_path / "world")
     world.reset(seed=1)
@@ -278,6 +287,36 @@ def test_what_another_sense_of_place_said_of_a_view_means_nothing(run: TrainConf
     assert stem[:, 2 * latent :].abs().max() < 4e-3 < old[:, 2 * latent :].abs().max()
 
 
+def test_who_has_a_world_and_its_data_trains_it_on(run: TrainConfig, tmp_path: Path) -> None:
+    world = tiny_world(tmp_path / "world", seed=3)
+    there = load_weights(world / "weights.safetensors", None)
+    train(replace(run, stages=("head",), start=world, steps=0), quiet)
+    train(replace(run, stages=("decoder",), start=world, steps=0), quiet)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {
+        *RECALL,
+        *STRIDE,
+        *CARRY,
+        "rollout",
+    }
+    begun = load_run(run.run).state_dict()
+    for name in (
+        "tokenizer.encoder.layers.1.weight",
+        "dynamics.place.map.surfaces.walls.embed",
+        "dynamics.trunk.down.weight",
+    ):
+        torch.testing.assert_close(begun[name], there[name].float(), rtol=0, atol=0)
+    train(replace(run, stages=("trunk",), steps=1), quiet)  # one that came with the world goes on as well
+
+
+def test_a_world_of_other_latents_lends_nothing_but_the_stage_itself(
+    run: TrainConfig, tmp_path: Path
+) -> None:
+    world = tiny_world(tmp_path / "world", seed=3)
+    train(replace(run, stages=("tokenizer",), steps=1), quiet)
+    train(replace(run, stages=("trunk",), start=world, steps=0), quiet)
+    assert {p.stem for p in run.run.glob("*.safetensors")} == {"tokenizer", "trunk"}
+
+
 def test_what_a_run_is_to_begin_with_must_be_there(run: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         train(replace(run, start=tmp_path / "none"), quiet)
@@ -306,7 +345,7 @@ def test_ctrl_c_stops_all_stages_and_the_same_command_goes_on(run: TrainConfig) 
     with pytest.raises(DataError, match="train --stage place first"):
         publishing.publish(run.run, run.data, run.run / "world")
     train(run, quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {*RECALL, *CARRY}
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {*RECALL, *STRIDE, *CARRY}
 
 
 def test_short_episodes_are_left_out(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,10 @@ RECALLING = replace(
 """The same without a map: it looks at what its keyframes hold."""
 
 
+STRIDING = replace(TINY, dynamics=replace(TINY.dynamics, strides=True))
+"""With a map, and moved by a stride instead of by a network that feels for walls."""
+
+
 def tiny_model(seed: int = 0, config: WorldConfig = TINY) -> WorldModel:
     """Random weights everywhere, also where training starts from zero, so that every path matters."""
     torch.manual_seed(seed)

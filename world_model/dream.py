@@ -54,12 +54,13 @@ class WorldModel(nn.Module):
         carry, tokenizer = self.dynamics.carry, self.tokenizer
         if carry is None:
             return None
-        parts = zip(*(x.flatten(0, -k).split(CARRIED_AT_ONCE) for x, k in ((z, 4), (motion, 2))), strict=True)
-        moved = [
-            tokenizer.encode(carry(tokenizer.decode(part), part, by).clamp(-1, 1).to(part.dtype))
-            for part, by in parts
-        ]
-        return torch.cat(moved).float().view(z.shape)
+        latents, motions = z.flatten(0, -4), motion.flatten(0, -2)
+        carried, moves = latents.float().clone(), (motions.abs() > AT_REST).any(1)
+        for some in moves.nonzero()[:, 0].split(CARRIED_AT_ONCE) if bool(moves.any()) else ():
+            part = latents[some]
+            picture = carry(tokenizer.decode(part), part, motions[some]).clamp(-1, 1)
+            carried[some] = tokenizer.encode(picture.to(part.dtype)).float()
+        return carried.view(z.shape)
 
     def think(
         self, z: Tensor, act: Tensor, phase: Tensor, step: Step, retrieved: Retrieved | None
@@ -76,8 +77,9 @@ class WorldModel(nn.Module):
                 module.to(dtype)
         if self.audio is not None:
             self.audio.float()
-        if self.dynamics.recollection is not None:
-            self.dynamics.recollection.stride.float()
+        stride = self.dynamics.stride
+        if stride is not None:
+            stride.float()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.eval().requires_grad_(False)
 
@@ -117,6 +119,9 @@ class DreamState:
         return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
 
 
+AT_REST = 2e-4
+"""Half extents and radians: a tenth of a map unit, a fortieth of a pixel. Whose motion is less sees what is seen
+now: to look at the same picture again and again would slowly make something else of it."""
 CARRIED_AT_ONCE = 16
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""

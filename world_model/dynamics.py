@@ -25,7 +25,7 @@ from world_model.config import DynamicsConfig
 from world_model.mamba import Mamba2, Mamba2Config, MambaState
 from world_model.map import SEEN_CHANNELS
 from world_model.memory import KeyframeAttention, WindowAttention, attend
-from world_model.place import MOTION_UNIT, Place, PlaceModel, PoseEmbedding
+from world_model.place import MOTION_UNIT, Place, PlaceModel, PoseEmbedding, Stride
 from world_model.recall import Views
 from world_model.recollection import Recollection
 
@@ -375,6 +375,14 @@ class Dynamics(nn.Module):
         self.carry = Carry(latent_dim, config.carry, config.horizon) if config.carry else None
         self.trunk = Trunk(config, *sizes)
         self.head = Head(config, latent_dim)
+
+    @property
+    def stride(self) -> Stride | None:
+        """How an action moves the player; None where no place is reckoned, or by a network that feels for walls."""
+        if self.recollection is not None:
+            return self.recollection.stride
+        own = self.place.motion if self.place is not None else None
+        return own if isinstance(own, Stride) else None
 
     @torch.no_grad()
     def unlearn_seen(self) -> None:

@@ -159,6 +159,24 @@ class MotionModel(Gait):
         return self.motion(told, place, act, phase)
 
 
+class Stride(nn.Module):
+    """(place, action, phase) -> the motion (..., 3) of the tick, where nothing is in the way.
+
+    Momentum and friction make a tick's motion linear in the last one; how, hangs on the actions of late. It
+    knows neither coordinates nor compass nor walls: those are geometry.
+    """
+
+    def __init__(self, actions: int, phases: int) -> None:
+        super().__init__()
+        self.gait = Gait(actions, phases, 0, out=12)
+
+    def forward(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
+        unit = torch.tensor(MOTION_UNIT, device=act.device)
+        told = self.gait.tell((), place, act, phase)
+        kept = told[..., :9].unflatten(-1, (3, 3)) @ (place.motion / unit)[..., None]
+        return (kept[..., 0] + told[..., 9:]) * unit
+
+
 class Localizer(nn.Module):
     """Latent (F, C, h, w) -> `Sight`."""
 
@@ -202,7 +220,9 @@ class PlaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.localizer = Localizer(latent_dim, grid)
-        self.motion = MotionModel(actions, phases)
+        self.motion: MotionModel | Stride = (
+            Stride(actions, phases) if config.strides else MotionModel(actions, phases)
+        )
         self.map = Map(latent_dim, grid, config)
 
     @staticmethod
@@ -226,7 +246,11 @@ class PlaceModel(nn.Module):
     def move(self, place: Place, act: Tensor, phase: Tensor) -> Place:
         """The place after a tick with this action (F,), by dead reckoning."""
         walls = self.map.surfaces.walls
-        motion = self.motion(place, act, phase, walls)
+        if isinstance(self.motion, Stride):
+            with torch.autocast(act.device.type, enabled=False):  # what it is off by adds up
+                motion = self.motion(place, act, phase)
+        else:
+            motion = self.motion(place, act, phase, walls)
         pose = _stay_out(place.pose, compose(place.pose, motion), walls)
         history = torch.cat((place.history[..., 1:], act[..., None]), -1)
         return Place(pose, motion_between(place.pose, pose), place.variance + DRIFT, history)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from world_model.config import DynamicsConfig
 from world_model.field import centres
 from world_model.map import Detail, Gaze, Glance
-from world_model.place import MOTION_UNIT, Gait, Place, compose, motion_between
+from world_model.place import Place, Stride, compose, motion_between
 from world_model.recall import (
     Lens,
     Sighting,
@@ -119,24 +119,6 @@ class Surveyor(nn.Module):
 def _log_depth(told: Tensor) -> Tensor:
     low, high = (torch.tensor(d).log().item() for d in DEPTHS)
     return (told.float() - 1.0).clamp(low, high)
-
-
-class Stride(nn.Module):
-    """(place, action, phase) -> the motion (..., 3) of the tick, where nothing is in the way.
-
-    Momentum and friction make a tick's motion linear in the last one; how, hangs on the actions of late. It
-    knows neither coordinates nor compass, for a dream's own begin anywhere, nor walls: those are geometry.
-    """
-
-    def __init__(self, actions: int, phases: int) -> None:
-        super().__init__()
-        self.gait = Gait(actions, phases, 0, out=12)
-
-    def forward(self, place: Place, act: Tensor, phase: Tensor) -> Tensor:
-        unit = torch.tensor(MOTION_UNIT, device=act.device)
-        told = self.gait.tell((), place, act, phase)
-        kept = told[..., :9].unflatten(-1, (3, 3)) @ (place.motion / unit)[..., None]
-        return (kept[..., 0] + told[..., 9:]) * unit
 
 
 class Odometer(nn.Module):

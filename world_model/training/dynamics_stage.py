@@ -115,10 +115,11 @@ class DynamicsStage:
             return self._painted_again()
         clips = batch.to(self.device)
         with mixed_precision(self.device.type):
-            retrieved = self._retrieved(clips)
+            nothing = clips.held is not None and bool(torch.rand(()) < AMNESIA)
+            retrieved = None if nothing else self._retrieved(clips)
             z = clips.z[:, :-1]
             with torch.no_grad():
-                step = own_steps(self.dynamics, clips)
+                step = own_steps(self.dynamics, clips, 1.0 if nothing else FORGOTTEN)
                 own_context = self._dream if self.config.dreamed else self._own_context
                 z, carried = own_context(clips, z, step, retrieved)
             out: TrunkOutput
@@ -176,7 +177,7 @@ class DynamicsStage:
         return total, {"head": total.item()}
 
     def _own_context(
-        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved
+        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved | None
     ) -> tuple[Tensor, Tensor | None]:
         """Parallel scheduled sampling: 0 to `max_passes` passes over the clip. The latents, and as they are
         carried."""
@@ -197,7 +198,7 @@ class DynamicsStage:
         return z, carried
 
     def _dream(
-        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved
+        self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tick by tick with carried state: real frames, but for a stretch of the dream's own. As
         `_own_context` has them."""
@@ -294,8 +295,13 @@ def paint(head: Head, out: TrunkOutput, steps: int) -> Tensor:
     return sampled.view_as(out.mean)
 
 
+FORGOTTEN, PATCHY, AMNESIA = 0.1, 0.5, 0.15
+"""Part of the clips in which no keyframe shows anything, in which some do not, and of the steps in which
+there are none at all."""
+
+
 @torch.no_grad()
-def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
+def own_steps(dynamics: Dynamics, clips: Clips, forgotten: float = FORGOTTEN) -> Step:
     """Where the ticks of a clip lead by the dream's own reckoning, from a start that is a little off.
 
     The error at the start covers what sight leaves after a context, over a decade and a half.
@@ -309,7 +315,7 @@ def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
         error = scale * lost * torch.randn(batch, 3, device=scale.device) * unit
         motion = motion_between(clips.before, clips.pose[:, 0])
         place = place._replace(pose=compose(clips.pose[:, 0], error), motion=motion, history=clips.history)
-    places, views = [], own_views(dynamics, clips.held)
+    places, views = [], own_views(dynamics, clips.held, forgotten)
     for t in range(ticks):
         now = None
         if views is not None and dynamics.recollection is not None:
@@ -321,18 +327,20 @@ def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
     return Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat, views)))
 
 
-FORGOTTEN = 0.1
-"""Part of the clips in which nothing is remembered."""
-
-
 @torch.no_grad()
 def own_views(dynamics: Dynamics, held: Held | None, forgotten: float = FORGOTTEN) -> Views | None:
     """What a clip's dream looks at, with walls as it sees them; None in a world that does not recall.
 
-    In a part of the clips, `forgotten`, nothing is remembered.
+    In a part of the clips, `forgotten`, nothing is remembered, and in PATCHY of them some keyframes are not:
+    who leaves what is held has to imagine a part of the view beside the rest. 0 for all of everything.
     """
     if held is None or dynamics.recollection is None:
         return None
     views = dynamics.recollection.own(held.views, held.z)
-    kept = torch.rand(len(views.held), 1, 1, device=views.held.device) >= forgotten
+    if not forgotten:
+        return views
+    batch, _, count = views.held.shape
+    luck, patchy = torch.rand(2, batch, 1, 1, device=views.held.device)
+    share = torch.where(patchy < PATCHY, torch.rand_like(luck), 1.0) * (luck >= forgotten)
+    kept = torch.rand(batch, 1, count, device=views.held.device) < share
     return views._replace(held=views.held & kept)

@@ -73,6 +73,7 @@ class PlaceStage:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert world.dynamics.place is not None and world.tokenizer.decoder.detail is not None
         self.place: PlaceModel = world.dynamics.place
+        self._feels = world.dynamics.stride is None  # a stride has a stage of its own
         self._painter = world.tokenizer.decoder.detail
         self._poses = [p for p in map(data.pose, range(len(data.episodes))) if p is not None]
         self._variance = float(
@@ -91,7 +92,7 @@ class PlaceStage:
             # Noise stands in for the imperfect latents of a dream, which `look` may be shown too.
             sight = self.place.localizer(z + 0.1 * torch.randn_like(z))
             sighted, metrics = _sight_loss(sight.pose, sight.direction, sight.log_variance, pose)
-            moved = self._motion_loss(batch)
+            moved = self._motion_loss(batch) if self._feels else z.new_zeros(())
             painted, more = self._picture_loss(batch)
         metrics |= more | {"seen": glanced.item(), "sight": sighted.item(), "motion": moved.item()}
         return painted + 0.3 * glanced + 0.1 * sighted + 0.2 * moved, metrics

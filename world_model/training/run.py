@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from world_model.checkpoint import WEIGHTS_NAME, load_training, read_json, write_json
+from world_model.checkpoint import (
+    WEIGHTS_NAME,
+    load_training,
+    read_json,
+    read_world_json,
+    save_training,
+    write_json,
+)
 from world_model.config import AudioConfig, WorldConfig, view_rows, world_config_from_json
 from world_model.data.dataset import LatentDataset, Recall, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
@@ -56,8 +63,10 @@ ORDER = (
 )
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
-RECALL = ("recall", "stride", "survey")
+RECALL = ("recall", "survey")
 """What only a world has that is new every time."""
+STRIDE = ("stride",)
+"""What a world has that is new every time, and one with a map that moves likewise."""
 ALIGN = ("align",)
 """And what needs one of the two."""
 CARRY = ("carry",)
@@ -185,6 +194,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(PLACE)
     if not dynamics.recall:
         foreign |= set(RECALL)
+    if not dynamics.recall and not (dynamics.pose and dynamics.strides):
+        foreign |= set(STRIDE)
     if not dynamics.carry:
         foreign |= set(CARRY)
     placed = dynamics.pose or (dynamics.recall and dynamics.align)
@@ -229,6 +240,8 @@ class _Material:
         """The stage with the weights of all earlier ones."""
         device = self.config.device
         order = (*ORDER, *SOUND)
+        if self.config.start is not None:
+            _go_on_from(self.config.start, self.config.run, self.world.config, order[: order.index(name)])
         for earlier in order[: order.index(name)]:
             _load_stage(self.world, self.config.run, earlier)
         if name in STAGES:  # previews paint with the best decoder that there is
@@ -333,6 +346,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             tile=TILE_UNITS / scale,
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
+            strides=True,
             carry=CARRY_CHANNELS if carries else 0,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
@@ -402,6 +416,31 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
         world.dynamics.unlearn_seen()
 
 
+def _go_on_from(start: Path, run: Path, config: WorldConfig, earlier: tuple[str, ...]) -> None:
+    """Gives a run that lacks earlier stages those of a world of the same config: who has a world and its data
+    can train it on. Does nothing where `start` is another run, another kind of world, or one whose latents mean
+    something else."""
+    lacking = foreign_stages(config) | {"rollout"} | (set() if config.audio is not None else set(SOUND))
+    missing = [n for n in earlier if n not in lacking and not (run / f"{n}.safetensors").exists()]
+    if not missing or not (start / WEIGHTS_NAME).exists():
+        return
+    world = load_model(start)
+    own, theirs = _averaged(run, "tokenizer"), world.tokenizer.state_dict()
+    foreign = own is not None and any(k not in theirs or not torch.equal(own[k], theirs[k]) for k in own)
+    if foreign or dataclasses.replace(world.config, name=config.name) != config:
+        return
+    costs = read_world_json(start)["provenance"].get("stages", {})
+    for name in missing:
+        part, cost = _part(world, name), costs.get(name, {"stage": name, "step": 0, "seconds": 0.0})
+        assert part is not None
+        tensors = {f"{kind}/{k}": v for k, v in part.state_dict().items() for kind in ("model", "average")}
+        tensors = {k: v.float().contiguous().clone() for k, v in tensors.items()}
+        tensors["rng/torch"] = torch.get_rng_state()
+        save_training(run / f"{name}.safetensors", tensors, {k: cost[k] for k in ("step", "seconds")})
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(cost) + "\n")
+
+
 KINDRED = 0.5
 
 
@@ -438,7 +477,7 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
         case "recall":
             return recollecting(world) if world.dynamics.recollection is not None else None
         case "stride":
-            return striding(world) if world.dynamics.recollection is not None else None
+            return striding(world) if world.dynamics.stride is not None else None
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
         case "carry":

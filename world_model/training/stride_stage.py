@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from world_model.data.dataset import LatentDataset
 from world_model.dream import WorldModel
-from world_model.place import HISTORY, Place, compose, motion_between, wrap
-from world_model.recollection import Stride
+from world_model.place import HISTORY, Place, Stride, compose, motion_between, wrap
 
 MOTION_ERROR = (0.002, 0.002, 0.01)
 """Unit of the motion loss: about one map unit, half a degree."""
@@ -53,8 +52,8 @@ class Steps(NamedTuple):
 
 def striding(world: WorldModel) -> nn.ModuleDict:
     """What this stage trains."""
-    assert world.dynamics.recollection is not None, "this world has a map, or no sense of place at all"
-    return nn.ModuleDict({"gait": world.dynamics.recollection.stride.gait})
+    assert world.dynamics.stride is not None, "this world has no stride"
+    return nn.ModuleDict({"gait": world.dynamics.stride.gait})
 
 
 class StrideStage:
@@ -66,8 +65,8 @@ class StrideStage:
         self.device = torch.device(device)
         world.requires_grad_(False)
         self.model: nn.Module = striding(world).requires_grad_(True)
-        assert world.dynamics.recollection is not None
-        self._stride = world.dynamics.recollection.stride
+        assert world.dynamics.stride is not None
+        self._stride = world.dynamics.stride
         self._units = world.config.pose_scale
         self._steps, self._held_steps = all_steps(data), all_steps(held_out)
         self._starts = _starts(self._steps)
