@@ -90,8 +90,8 @@ class DynamicsConfig:
     """Whether a world that recalls puts its place right by an `Aligner` while real frames come in. One with a
     map always does."""
     strides: bool = False
-    """Whether a world with a map moves by a `Stride`, as one that recalls does, and not by a network that feels
-    for walls: that one never comes to rest (LOG.md)."""
+    """Whether a world with a map moves by a `Stride`, as one that recalls does, and not by a network that
+    feels for walls: that one never comes to rest (LOG.md)."""
     carry: int = 0
     """Channels of the network by whose depths the present is carried along with the player (`carry.py`), or 0
     in a world in which nothing else moves."""

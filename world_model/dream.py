@@ -120,8 +120,8 @@ class DreamState:
 
 
 AT_REST = 2e-4
-"""Half extents and radians: a tenth of a map unit, a fortieth of a pixel. Whose motion is less sees what is seen
-now: to look at the same picture again and again would slowly make something else of it."""
+"""Half extents and radians: a tenth of a map unit, a fortieth of a pixel. Whose motion is less sees what is
+seen now: to look at the same picture again and again would slowly make something else of it."""
 CARRIED_AT_ONCE = 16
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""

@@ -378,7 +378,7 @@ class Dynamics(nn.Module):
 
     @property
     def stride(self) -> Stride | None:
-        """How an action moves the player; None where no place is reckoned, or by a network that feels for walls."""
+        """How an action moves the player; None where nothing is reckoned, or by what feels for walls."""
         if self.recollection is not None:
             return self.recollection.stride
         own = self.place.motion if self.place is not None else None

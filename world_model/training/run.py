@@ -418,8 +418,8 @@ def _begin_with(world: WorldModel, start: Path, name: str) -> None:
 
 def _go_on_from(start: Path, run: Path, config: WorldConfig, earlier: tuple[str, ...]) -> None:
     """Gives a run that lacks earlier stages those of a world of the same config: who has a world and its data
-    can train it on. Does nothing where `start` is another run, another kind of world, or one whose latents mean
-    something else."""
+    can train it on. Does nothing where `start` is another run, another kind of world, or one whose latents
+    mean something else."""
     lacking = foreign_stages(config) | {"rollout"} | (set() if config.audio is not None else set(SOUND))
     missing = [n for n in earlier if n not in lacking and not (run / f"{n}.safetensors").exists()]
     if not missing or not (start / WEIGHTS_NAME).exists():
