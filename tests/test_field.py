@@ -152,3 +152,16 @@ def test_a_decoder_without_detail_is_the_plain_one_and_with_it_both_count() -> N
         there = place.map.detail(at(-0.1, 0.2, 0.3))
         assert not torch.allclose(decoder(z, here), decoder(z, there))
         assert not torch.allclose(decoder(z, here), decoder(-z, here))
+
+
+def test_a_motion_model_comes_to_rest() -> None:
+    model = walking()
+    out = model.motion.out
+    torch.nn.init.zeros_(out.weight)
+    place, action = PlaceModel.nowhere(1, "cpu"), torch.zeros(1, dtype=torch.long)
+    for told, rests in ((0.02, True), (0.05, False)):  # of units: 0.0004 and 0.001 half extents
+        torch.nn.init.constant_(out.bias, told)
+        for mode in (model.train(), model.eval()):
+            with torch.no_grad():
+                moved = mode.move(place, action, action).motion
+            assert bool((moved[0, :2] == 0).all()) == (rests and not mode.training)

@@ -32,6 +32,9 @@ HISTORY = 6
 """Past actions that the motion model sees: turning starts slowly and walking has momentum."""
 FEELERS = (0.02, 0.04, 0.07)
 """Distances from the player at which the motion model feels for walls."""
+REST = (0.0006, 0.0006, 0.004)
+"""What a motion model tells below this is nothing: told the last motion, it has a fixed point near rest and not
+at it, and who lets go of the keys would go on for ever. A game's own motions end a little above it."""
 DRIFT = 1e-6
 """Variance that a tick of dead reckoning adds."""
 SIGHT_CORRELATION = 8.0
@@ -156,7 +159,10 @@ class MotionModel(Gait):
             motion / unit,
             torch.stack((dx, dy), -1) / unit[:2],
         )
-        return self.motion(told, place, act, phase)
+        motion = self.motion(told, place, act, phase)
+        if self.training:  # or what is small would never learn to be smaller
+            return motion
+        return torch.where(motion.abs() < motion.new_tensor(REST), 0.0, motion)
 
 
 class Stride(nn.Module):
