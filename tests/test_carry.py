@@ -15,7 +15,7 @@ from tiny import HEIGHT, TINY, WIDTH, tiny_data, tiny_model
 from world_model.carry import FARTHEST, FINER, NEARNESS, Carry
 from world_model.data.dataset import Clips, LatentDataset, load_split
 from world_model.dream import DreamEngine
-from world_model.dynamics import Step
+from world_model.dynamics import Step, TrunkOutput
 from world_model.field import centres
 from world_model.map import SEEN_CHANNELS
 from world_model.training import tokenizer_stage
@@ -211,16 +211,25 @@ def test_a_latent_is_carried_through_its_picture() -> None:
     assert tiny_model().carried(z, step.motion) is None
 
 
-def test_who_stands_still_sees_what_is_seen_now() -> None:
+def test_what_is_kept_for_one_who_stands_still_is_kept_as_it_is() -> None:
     """Looked at again and again, it would slowly become something else."""
     world = tiny_model(config=CARRYING)
     z, _, _, step = clip(3)
-    motion = step.motion.clone()
-    motion[:, :2] = 1e-4
-    carried = world.carried(z, motion)
+    keep = world.dynamics.head.keep
+    assert keep is not None and keep.bias is not None
+    torch.nn.init.zeros_(keep.weight)
+    motion = step.motion[:, 0].clone()
+    motion[0] = 1e-4
+    carried = world.carried(z[:, 0], motion)
     assert carried is not None
-    torch.testing.assert_close(carried[:, :2], z[:, :2], rtol=0, atol=0)
-    assert float((carried[:, 2] - z[:, 2]).abs().max()) > 0.01
+    features = torch.zeros(len(z), 16 + SEEN_CHANNELS, 2, 4)
+    out = TrunkOutput(torch.zeros_like(carried), features, carried)
+    for wish in (1.0, -1.0):
+        torch.nn.init.constant_(keep.bias, wish)
+        with torch.no_grad():
+            painted = world.paint(torch.zeros_like(carried), out, z[:, 0], motion, 2)
+        assert torch.equal(painted[0], z[0, 0]) == (wish > 0)
+        assert torch.equal(painted[1], carried[1].clamp(-1, 1)) == (wish > 0)
 
 
 def test_a_dream_is_carried_along() -> None:

@@ -43,5 +43,19 @@ def test_in_the_arena_a_shot_is_seen_and_heard_in_its_tick() -> None:
     assert np.median(seen) > 8 and np.median(heard) > 0.02
 
 
+@pytest.mark.parametrize("name", ["arena", "rooms"])
+def test_who_lets_go_of_the_keys_stands_still(name: str) -> None:
+    """What a motion model errs by adds up: they once walked half the hall, and turned, in 20 seconds."""
+    world = load_world(name)
+    world.reset(seed=0, scene="scene1")
+    poses = []
+    for ticks in (25, 75):
+        for _ in range(ticks):
+            world.step(0, paint=False)
+        poses.append(world.snapshot().dream.place.pose[0])
+    moved = (poses[1] - poses[0]).abs()
+    assert float(moved[:2].max()) < 0.005 and float(moved[2]) < 0.01
+
+
 def loudness(sound: np.ndarray) -> float:
     return float(np.sqrt(np.square(sound / 32768.0).mean()))

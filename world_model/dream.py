@@ -54,13 +54,21 @@ class WorldModel(nn.Module):
         carry, tokenizer = self.dynamics.carry, self.tokenizer
         if carry is None:
             return None
-        latents, motions = z.flatten(0, -4), motion.flatten(0, -2)
-        carried, moves = latents.float().clone(), (motions.abs() > AT_REST).any(1)
-        for some in moves.nonzero()[:, 0].split(CARRIED_AT_ONCE) if bool(moves.any()) else ():
-            part = latents[some]
-            picture = carry(tokenizer.decode(part), part, motions[some]).clamp(-1, 1)
-            carried[some] = tokenizer.encode(picture.to(part.dtype)).float()
-        return carried.view(z.shape)
+        parts = zip(*(x.flatten(0, -k).split(CARRIED_AT_ONCE) for x, k in ((z, 4), (motion, 2))), strict=True)
+        moved = [
+            tokenizer.encode(carry(tokenizer.decode(part), part, by).clamp(-1, 1).to(part.dtype))
+            for part, by in parts
+        ]
+        return torch.cat(moved).float().view(z.shape)
+
+    def paint(self, noise: Tensor, out: TrunkOutput, z: Tensor, motion: Tensor, steps: int) -> Tensor:
+        """The head's next latents (B, C, h, w) after `z`. What it keeps for one who stands still is kept as
+        it is: to look at the same picture again and again would slowly make something else of it."""
+        kept = None
+        if self.dynamics.carry is not None:
+            rests = (motion.abs() < AT_REST).all(-1)[:, None, None, None]
+            kept = torch.where(rests, z.float(), out.carried)
+        return self.dynamics.head.sample(noise, out.mean, out.carried, out.features, steps, kept)
 
     def think(
         self, z: Tensor, act: Tensor, phase: Tensor, step: Step, retrieved: Retrieved | None
@@ -120,8 +128,7 @@ class DreamState:
 
 
 AT_REST = 2e-4
-"""Half extents and radians: a tenth of a map unit, a fortieth of a pixel. Whose motion is less sees what is
-seen now: to look at the same picture again and again would slowly make something else of it."""
+"""Half extents and radians a tick: a tenth of a map unit, a fortieth of a pixel."""
 CARRIED_AT_ONCE = 16
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""
@@ -362,9 +369,8 @@ class DreamEngine:
         after, out = self._trunk(state, act_B, before, real, spent.__setitem__)
         thought = perf_counter()
         with self._precision():
-            head = self.model.dynamics.head
-            noise = self._noise(state)
-            z = head.sample(noise, out.mean, out.carried, out.features, self.head_steps)
+            noise, motion = self._noise(state), after.place.motion
+            z = self.model.paint(noise, out, state.z, motion, self.head_steps)
         for section, milliseconds in spent.items():
             timer(section, milliseconds)
         timer("trunk", 1e3 * (thought - began) - sum(spent.values()))

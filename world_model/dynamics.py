@@ -349,16 +349,26 @@ class Head(nn.Module):
         x = F.silu(x)
         return mean + self.out(x).float(), None if self.keep is None else self.keep(x).float()
 
-    def sample(self, noise: Tensor, mean: Tensor, present: Tensor, features: Tensor, steps: int) -> Tensor:
-        """A latent from unit noise (F, C, h, w)."""
-        x, kept = noise * NOISE_STD, None
+    def sample(
+        self,
+        noise: Tensor,
+        mean: Tensor,
+        present: Tensor,
+        features: Tensor,
+        steps: int,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """A latent from unit noise (F, C, h, w). kept: what cells hold that are not painted, or `present`."""
+        x, keeps = noise * NOISE_STD, None
         for k in range(steps):
             tau = torch.full((len(x),), k / steps, device=x.device)
             clean, keep = self(x, tau, mean, present, features)
             x = x + (clean - x) / (steps - k)
             if k == 0 and keep is not None:
-                kept = keep > 0
-        return x.clamp(-1, 1) if kept is None else torch.where(kept, present, x).clamp(-1, 1)
+                keeps = keep > 0
+        if keeps is not None:
+            x = torch.where(keeps, present if kept is None else kept, x)
+        return x.clamp(-1, 1)
 
 
 class Dynamics(nn.Module):

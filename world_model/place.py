@@ -33,8 +33,8 @@ HISTORY = 6
 FEELERS = (0.02, 0.04, 0.07)
 """Distances from the player at which the motion model feels for walls."""
 REST = (0.0006, 0.0006, 0.004)
-"""What a motion model tells below this is nothing: told the last motion, it has a fixed point near rest and not
-at it, and who lets go of the keys would go on for ever. A game's own motions end a little above it."""
+"""What a motion model tells below this is nothing: told the last motion, it has a fixed point near rest and
+not at it, and who lets go of the keys would go on for ever. A game's own motions end a little above it."""
 DRIFT = 1e-6
 """Variance that a tick of dead reckoning adds."""
 SIGHT_CORRELATION = 8.0

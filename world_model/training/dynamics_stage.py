@@ -202,7 +202,7 @@ class DynamicsStage:
     ) -> tuple[Tensor, Tensor | None]:
         """Tick by tick with carried state: real frames, but for a stretch of the dream's own. As
         `_own_context` has them."""
-        trunk, head = self.dynamics.trunk, self.dynamics.head
+        trunk = self.dynamics.trunk
         state, carried = trunk.init_state(z.shape[0], self.device), self._world.carried(z, step.motion)
         cut = int(torch.randint(self.config.context, self.config.ticks, ()))
         end = min(cut + int(torch.randint(1, self.config.dreamed + 1, ())), z.shape[1])
@@ -217,7 +217,7 @@ class DynamicsStage:
             out, state = trunk.step(z[:, t], act, phase, now, retrieved, state, moved)
             if t + 1 >= cut:  # before, the state only has to see the real frames
                 noise = torch.randn_like(z[:, t])
-                fed = head.sample(noise, out.mean, out.carried, out.features, self._steps)
+                fed = self._world.paint(noise, out, z[:, t], now.motion, self._steps)
                 z = torch.cat((z[:, : t + 1], fed[:, None], z[:, t + 2 :]), 1)
         return z, carried
 
