@@ -161,7 +161,7 @@ def test_a_motion_model_comes_to_rest() -> None:
     place, action = PlaceModel.nowhere(1, "cpu"), torch.zeros(1, dtype=torch.long)
     for told, rests in ((0.02, True), (0.05, False)):  # of units: 0.0004 and 0.001 half extents
         torch.nn.init.constant_(out.bias, told)
-        for mode in (model.train(), model.eval()):
+        for training in (True, False):
             with torch.no_grad():
-                moved = mode.move(place, action, action).motion
-            assert bool((moved[0, :2] == 0).all()) == (rests and not mode.training)
+                moved = model.train(training).move(place, action, action).motion
+            assert bool((moved[0, :2] == 0).all()) == (rests and not training)

@@ -91,7 +91,7 @@ class DynamicsConfig:
     map always does."""
     strides: bool = False
     """Whether a world with a map moves by a `Stride`, as one that recalls does, and not by a network that
-    feels for walls: that one never comes to rest (LOG.md)."""
+    feels for walls. LOG.md has what each is worth."""
     carry: int = 0
     """Channels of the network by whose depths the present is carried along with the player (`carry.py`), or 0
     in a world in which nothing else moves."""

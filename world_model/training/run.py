@@ -346,7 +346,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             tile=TILE_UNITS / scale,
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
-            strides=True,
+            strides=carries,  # where nothing moves walls alone stop a player, and a motion model feels those
             carry=CARRY_CHANNELS if carries else 0,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
