@@ -25,6 +25,7 @@ from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
 from world_model.recall import Views
+from world_model.recollection import Glimpse
 from world_model.scenes import Past
 from world_model.settle import Aligner, fuse, settle, sharpen
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
@@ -173,16 +174,22 @@ class DreamEngine:
             parts = [obs[i : i + ENCODED_AT_ONCE] for i in range(0, len(obs), ENCODED_AT_ONCE)]
             return torch.cat([encode(to_float(part, self.device)).float() for part in parts])
 
-    @torch.no_grad()
-    def decode(self, z: Tensor, pose: Tensor | None = None, views: Views | None = None) -> NDArray[np.uint8]:
+    @torch.inference_mode()
+    def decode(
+        self,
+        z: Tensor,
+        pose: Tensor | None = None,
+        views: Views | None = None,
+        glimpse: Glimpse | None = None,
+    ) -> NDArray[np.uint8]:
         """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there, or
-        of what `views` hold in a world that recalls."""
+        of what `views` hold in a world that recalls, and a `glimpse` of them if there was one already."""
         place, recollection, detail = self.model.dynamics.place, self.model.dynamics.recollection, None
         with self._precision():
             if place is not None and pose is not None:
                 detail = place.map.detail(pose)
             if recollection is not None and pose is not None and views is not None:
-                detail = recollection.detail(views, pose)
+                detail = recollection.detail(views, pose, glimpse)
             x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
             return to_uint8(self.model.tokenizer.decode(x, detail))
 
@@ -196,7 +203,15 @@ class DreamEngine:
         if keeper is None:
             return lambda: self.decode(z, pose)
         bank, attended = state.bank, state.attended
-        return lambda: self.decode(z, pose, keeper.views(bank, attended))
+
+        @torch.inference_mode()
+        def paint() -> NDArray[np.uint8]:
+            views = keeper.views(bank, attended)
+            with self._precision():
+                glimpse = keeper.glimpse(views, pose)
+            return self.decode(z, pose, views, glimpse)
+
+        return paint
 
     def begin(self, z_BChw: Tensor, phase: NDArray[np.int64], seed: int = 0) -> DreamState:
         """The state before anything was made of a first latent; phase (B,) as for `start`."""
@@ -353,7 +368,7 @@ class DreamEngine:
         place = PlaceModel.nowhere(batch, self.device)
         return place._replace(variance=place.variance * 0) if self.config.dynamics.recall else place
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def tick(
         self,
         state: DreamState,
@@ -395,7 +410,9 @@ class DreamEngine:
         after, views, retrieved = self._move(state, act_B, before, real)
         with self._precision():
             dynamics = self.model.dynamics
-            step = dynamics.step_to(after.place, views)
+            keeper, pose = self._keeper, after.place.pose
+            glimpse = None if keeper is None or views is None else keeper.glimpse(views, pose)
+            step = dynamics.step_to(after.place, views, glimpse)
             began = perf_counter()
             carried = self.model.carried(state.z, step.motion)
             if carried is not None:

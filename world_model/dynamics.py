@@ -27,7 +27,7 @@ from world_model.map import SEEN_CHANNELS
 from world_model.memory import KeyframeAttention, WindowAttention, attend
 from world_model.place import MOTION_UNIT, Place, PlaceModel, PoseEmbedding, Stride
 from world_model.recall import Views
-from world_model.recollection import Recollection
+from world_model.recollection import Glimpse, Recollection
 
 CONDITION = 192
 NOISE_STD = 0.5
@@ -406,11 +406,12 @@ class Dynamics(nn.Module):
         for layer in (trunk.stem, trunk.up_seen, stem):  # in each of them `seen` comes last
             layer.weight[:, -features:] = 0
 
-    def step_to(self, place: Place, views: Views | None = None) -> Step:
-        """What the trunk is told of a place (F, ...) that a tick leads to; `views` where it recalls."""
+    def step_to(self, place: Place, views: Views | None = None, glimpse: Glimpse | None = None) -> Step:
+        """What the trunk is told of a place (F, ...) that a tick leads to; `views` where it recalls, and the
+        `glimpse` of them from there, if there was one already."""
         if self.recollection is not None:
             assert views is not None
-            return Step(place.pose * 0, place.motion, self.recollection.seen(views, place.pose))
+            return Step(place.pose * 0, place.motion, self.recollection.seen(views, place.pose, glimpse))
         if self.place is None:
             seen = place.pose.new_zeros(len(place.pose), SEEN_CHANNELS, *self.grid)
             return Step(place.pose * 0, place.motion * 0, seen)

@@ -7,6 +7,7 @@ out, and what it keeps of their pictures can be made again at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from world_model.memory import KeyframeBank
-from world_model.recall import Views, doubted, known_part, retrieve, shrunk
-from world_model.recollection import COARSE_STEP, Recollection, nothing_held
+from world_model.recall import Views, doubted, known_part, retrieve, shrunk, worth
+from world_model.recollection import COARSE_STEP, Glimpse, Recollection, nothing_held
 
 KNOWN = 0.5
 """Part of a view from which on the dream's own picture of it is not held."""
@@ -32,6 +33,7 @@ class Keeper:
         self._recollection, self._recalled = recollection, recalled
         self._small = WeakIdKeyDictionary()
         self._doubt = WeakIdKeyDictionary()  # by the walls of banks: they change together with all else
+        self._worth, self._views, self._glimpse = Latest(), Latest(), Latest()
 
     def offer(
         self,
@@ -49,8 +51,7 @@ class Keeper:
         """
         wanted = bank.wants(pose_B3)
         if imagined and bool(wanted.any()):
-            views, recollection = self.blank(bank), self._recollection
-            wanted = wanted & (known_part(views, recollection.lens, pose_B3, recollection.aspect) < KNOWN)
+            wanted = wanted & (known_part(self.worth(bank, pose_B3)) < KNOWN)
         return self.hold(bank, wanted, z_BChw, pose_B3, tick, picture, imagined)
 
     def hold(
@@ -73,7 +74,22 @@ class Keeper:
     def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """Positions (B, R) of the keyframes to look at from a pose."""
         count = min(self._recalled, bank.size)
-        return retrieve(self.blank(bank), self._recollection.lens, pose_B3, count, self._recollection.aspect)
+        return retrieve(self.blank(bank), pose_B3, count, self.worth(bank, pose_B3))
+
+    def worth(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+        """How well each keyframe shows each part of the view from a pose, see `recall.worth`."""
+        lens, aspect = self._recollection.lens, self._recollection.aspect
+        made: Tensor = self._worth.get(
+            (bank.walls, pose_B3), lambda: worth(self.blank(bank), lens, pose_B3, aspect)
+        )
+        return made
+
+    def glimpse(self, views: Views, pose_F3: Tensor) -> Glimpse:
+        """A coarse look; the trunk and the decoder of a tick are given the same one."""
+        seen: Glimpse = self._glimpse.get(
+            (views, pose_F3), lambda: self._recollection.glimpse(views, pose_F3)
+        )
+        return seen
 
     def blank(self, bank: KeyframeBank) -> Views:
         """All keyframes without their pictures."""
@@ -87,6 +103,11 @@ class Keeper:
 
     def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         """The keyframes at these positions, to look at; without positions, such as hold nothing."""
+        what = (bank.walls, bank.images, positions_BR)
+        views: Views = self._views.get(what, lambda: self._look_up(bank, positions_BR))
+        return views
+
+    def _look_up(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         assert bank.walls is not None and bank.images is not None and bank.imagined is not None
         batch, count = positions_BR.shape
         device = positions_BR.device
@@ -107,6 +128,19 @@ class Keeper:
             self._small[image_B3HW] = shrunk(image_B3HW[:, None], COARSE_STEP)[:, 0]
         small: Tensor = self._small[image_B3HW]
         return small
+
+
+class Latest:
+    """What was made last, and of what: asked again for the same, by identity, it is not made again."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._made: object = None
+
+    def get(self, of: tuple[object, ...], make: Callable[[], object]) -> Any:
+        if len(of) != len(self._of) or any(a is not b for a, b in zip(of, self._of, strict=True)):
+            self._of, self._made = of, make()
+        return self._made
 
 
 def _age(bank: KeyframeBank) -> Tensor:

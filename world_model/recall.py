@@ -229,24 +229,15 @@ def finer(
 def colours(image: Tensor, found: Sighting) -> Tensor:
     """Pictures (B, K, 3, h, w) of the keyframes, of any size, read where `found` says, bilinearly:
     (B, T, 3, R, L) in [-1, 1], 0 where nothing is known."""
-    b, k, channels, h, w = image.shape
-    flat = image.permute(0, 1, 3, 4, 2).reshape(-1, channels)
-    x = ((found.at[..., 0] + 1) * (w / 2) - 0.5).clamp(0, w - 1)
-    y = ((found.at[..., 1] + 1) * (h / 2) - 0.5).clamp(0, h - 1)
-    left, top = x.floor().clamp(max=w - 2), y.floor().clamp(max=h - 2)
-    u, v = (x - left)[..., None], (y - top)[..., None]
-    first = torch.arange(b, device=image.device)[:, None, None, None] * k + found.which
-    index = (first * h + top.long()) * w + left.long()
-
-    def read(offset: int) -> Tensor:
-        return flat[index + offset].float()
-
-    upper = read(0) * (1 - u) + read(1) * u
-    lower = read(w) * (1 - u) + read(w + 1) * u
-    mixed = (upper * (1 - v) + lower * v) * found.known[..., None]
-    if image.dtype == torch.uint8:
-        mixed = mixed * (2 / 255) - found.known[..., None].float()
-    return mixed.permute(0, 1, 4, 2, 3)
+    k, h = image.shape[1], image.shape[3]
+    # One picture under the other, so that one operator reads them all; nothing is read across their edges.
+    sheet = image.transpose(1, 2).flatten(2, 3).float()
+    inside = found.at[..., 1].clamp(1 / h - 1, 1 - 1 / h)
+    at = torch.stack((found.at[..., 0], (inside + 2 * found.which + 1 - k) / k), -1)
+    read = F.grid_sample(sheet, at.flatten(1, 2), padding_mode="border", align_corners=False)
+    known = found.known[:, :, None].float()
+    read = read.unflatten(2, found.which.shape[1:3]).transpose(1, 2) * known
+    return read * (2 / 255) - known if image.dtype == torch.uint8 else read
 
 
 def shrunk(image: Tensor, times: int) -> Tensor:
@@ -255,12 +246,12 @@ def shrunk(image: Tensor, times: int) -> Tensor:
     return small.unflatten(0, image.shape[:2])
 
 
-def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: float) -> Tensor:
-    """Positions (B, count) of the keyframes that together show most of what is seen from a pose.
+def retrieve(views: Views, pose_B3: Tensor, count: int, worth: Tensor) -> Tensor:
+    """Positions (B, count) of the keyframes that together show most of what is seen from a pose, by what each
+    is worth there.
 
     Greedy: each next one is that which adds most. Where fewer are held, some come twice.
     """
-    worth = _worth(views, lens, pose_B3, aspect)
     # Where nothing of the view is known, the nearest are the ones to feel walls by.
     tie = 1e-3 / (1 + (views.pose[..., :2] - pose_B3[:, None, :2]).norm(dim=-1)) * views.held[:, 0]
     have = torch.zeros_like(worth[:, 0])
@@ -276,12 +267,12 @@ def retrieve(views: Views, lens: Lens, pose_B3: Tensor, count: int, aspect: floa
     return torch.where(views.held[:, 0].gather(1, found), found, found[:, :1])
 
 
-def known_part(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
-    """(B,): which part of the view from a pose keyframes show, of whatever quality."""
-    return (_worth(views, lens, pose_B3, aspect) > 0).any(1).float().mean(1)
+def known_part(worth: Tensor) -> Tensor:
+    """(B,): which part of the view from a pose keyframes show, of whatever quality, by what each is worth."""
+    return (worth > 0).any(1).float().mean(1)
 
 
-def _worth(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
+def worth(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
     """How well each keyframe shows each of 4 x 16 parts of the view from a pose, 0 to 1: (B, K, 64)."""
     depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
     _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)

@@ -10,6 +10,8 @@ Nothing outside the model sets pose or depth: those of the episodes are for trai
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +57,13 @@ BODY = 0.02
 """How near the player gets to a remembered wall, in half extents."""
 PACES = 3
 """Into which a tick's way is taken apart."""
+
+
+class Glimpse(NamedTuple):
+    """A coarse look: what it finds, and that as the networks read it, told (F, COARSE_CHANNELS, R, L)."""
+
+    found: Sighting
+    told: Tensor
 
 
 class Rangefinder(nn.Module):
@@ -295,20 +304,24 @@ class Recollection(nn.Module):
         pose = pose_F3.view(len(views.held), -1, 3)
         return look(views, self.lens, pose, rows, columns, self.aspect)
 
-    def seen(self, views: Views, pose_F3: Tensor) -> Tensor:
-        """(F, SEEN_CHANNELS, h, w), the first of them a latent in (-1, 1)."""
+    def glimpse(self, views: Views, pose_F3: Tensor) -> Glimpse:
+        """A coarse look from F poses, and what it tells."""
         with torch.autocast(pose_F3.device.type, enabled=False):
             found = self.look(views, pose_F3.float())
-            told = self._told(views, found)
+            return Glimpse(found, self._told(views, found))
+
+    def seen(self, views: Views, pose_F3: Tensor, glimpse: Glimpse | None = None) -> Tensor:
+        """(F, SEEN_CHANNELS, h, w), the first of them a latent in (-1, 1). glimpse: from there, if there was
+        one already."""
+        told = (glimpse or self.glimpse(views, pose_F3)).told
         seen: Tensor = self.glance(F.pixel_unshuffle(told, 2))
         return seen
 
-    def detail(self, views: Views, pose_F3: Tensor) -> Detail:
-        """What the decoder is given."""
+    def detail(self, views: Views, pose_F3: Tensor, glimpse: Glimpse | None = None) -> Detail:
+        """What the decoder is given; glimpse as for `seen`."""
         with torch.autocast(pose_F3.device.type, enabled=False):
             pose = pose_F3.float().view(len(views.held), -1, 3)
-            coarse = self.look(views, pose_F3.float())
-            told = self._told(views, coarse)
+            coarse, told = glimpse or self.glimpse(views, pose_F3)
             found = finer(views, self.lens, pose, coarse, COARSE_STEP, self.aspect)
             paint = colours(views.image, found).flatten(0, 1)
             known = found.known.flatten(0, 1)[:, None].float()

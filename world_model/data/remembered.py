@@ -11,7 +11,7 @@ from torch import Tensor
 
 from world_model.data.episodes import Episode
 from world_model.memory import apart
-from world_model.recall import Lens, Views, retrieve
+from world_model.recall import Lens, Views, retrieve, worth
 
 
 class Held(NamedTuple):
@@ -94,7 +94,8 @@ class Remembered:
         picks: list[int] = []
         for tick in (start + 1, start + ticks // 2, start + ticks):
             wanted = torch.from_numpy(self._poses[index][tick])[None]
-            picks += retrieve(views, lens, wanted, -(-count // 3), aspect)[0].tolist()
+            shows = worth(views, lens, wanted, aspect)
+            picks += retrieve(views, wanted, -(-count // 3), shows)[0].tolist()
         own = [int(past[k]) for k in dict.fromkeys(picks)][:count]
         row = own + fresh
         return row + [-1] * (count + later - len(row))
