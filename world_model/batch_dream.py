@@ -74,6 +74,7 @@ class BatchDream:
                 state = self.engine.settle(state, path, seen, actions[:, : t + 1])
             if t + 1 > SETTLE_AT[-1]:
                 state = self.engine.follow(state, path[-FOLLOW_FRAMES:], seen[:, -FOLLOW_FRAMES:])
+            state = self.engine.watch(state, np.stack([o[t + 1] for o in obs]))
         return np.stack(frames, 1)
 
     def _imagined(self, state: DreamState, act_B: Tensor, real: NDArray[np.uint8]) -> DreamState:

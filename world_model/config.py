@@ -126,6 +126,37 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
+class CastConfig:
+    """Things that move, come and go (`cast.py`). WorldError for sizes that do not fit."""
+
+    names: tuple[str, ...] = ()
+    """What the source calls each kind of them."""
+    looks_each: int = 6
+    """Looks of a kind."""
+    slots: int = 20
+    """At most so many things there are at a time."""
+    ways: int = 64
+    """Ways to move in a tick."""
+    gates: int = 8
+    """Places where things appear."""
+    texels: int = 48
+    """Rows and columns of the paint of a look."""
+    hidden: int = 96
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
+    @property
+    def kinds(self) -> int:
+        return len(self.names)
+
+    @property
+    def looks(self) -> int:
+        """Of all kinds together; they are numbered from 1, kind by kind."""
+        return self.looks_each * self.kinds
+
+
+@dataclass(frozen=True)
 class AudioConfig:
     """Sound of a tick <-> latent, and the head that imagines it. WorldError for sizes that do not fit."""
 
@@ -172,6 +203,8 @@ class WorldConfig:
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     audio: AudioConfig | None = None
     """None: the world has no sound."""
+    cast: CastConfig | None = None
+    """None: nothing moves that is kept apart from the picture."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -186,6 +219,8 @@ class WorldConfig:
         data = asdict(self)
         if self.audio is None:  # what a silent world's file says is what it said before there was sound
             del data["audio"]
+        if self.cast is None:
+            del data["cast"]
         return data
 
 
@@ -205,6 +240,8 @@ def world_config_from_json(data: dict[str, Any]) -> WorldConfig:
         rest["pose_origin"] = _tuple(data["pose_origin"])
         if data.get("audio") is not None:
             rest["audio"] = _build(AudioConfig, data["audio"])
+        if data.get("cast") is not None:
+            rest["cast"] = _build(CastConfig, data["cast"])
         return WorldConfig(**rest)
     except (TypeError, KeyError, AttributeError) as err:
         raise WorldError(f"world.json: the config does not fit this version of reverie: {err}") from err

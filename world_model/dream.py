@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from world_model.atlas import Atlas
 from world_model.audio import AudioModel, SoundState
+from world_model.cast import WATCHED, Camera, Cast, Things
 from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput, TrunkState
 from world_model.keeper import Keeper, Pictures
@@ -48,6 +49,17 @@ class WorldModel(nn.Module):
         if config.audio is not None:
             features = config.dynamics.conv_dim + SEEN_CHANNELS
             self.audio = AudioModel(config.audio, features, tok.latent_dim, len(config.actions))
+        self.cast: Cast | None = None
+        if config.cast is not None:
+            self.cast = Cast(config.cast, len(config.actions), config.phases)
+
+    @property
+    def camera(self) -> Camera:
+        """How the pictures of a world with a map are taken."""
+        place = self.dynamics.place
+        assert place is not None, "only a map knows how its pictures are taken"
+        surfaces, (rows, columns) = place.map.surfaces, place.map.grid
+        return Camera(surfaces.spread.float(), -surfaces.heights[0], surfaces.horizon, rows / columns)
 
     @torch.no_grad()
     def carried(self, z: Tensor, motion: Tensor) -> Tensor | None:
@@ -71,6 +83,18 @@ class WorldModel(nn.Module):
             kept = torch.where(rests, z.float(), out.carried)
         return self.dynamics.head.sample(noise, out.mean, out.carried, out.features, steps, kept)
 
+    def overlay(self, things: Things, pose: Tensor) -> Tensor | None:
+        """What is seen of things from poses (B, 3), over the map: (B, 4, H, W), see `Sprites`."""
+        place = self.dynamics.place
+        if self.cast is None or place is None:
+            return None
+        size = (self.config.tokenizer.height, self.config.tokenizer.width)
+        with torch.autocast(pose.device.type, enabled=False):
+            seen: Tensor = self.cast.sprites(
+                things, pose.float(), self.camera, place.map.surfaces.walls, size
+            )
+        return seen
+
     def think(
         self, z: Tensor, act: Tensor, phase: Tensor, step: Step, retrieved: Retrieved | None
     ) -> TrunkOutput:
@@ -86,6 +110,8 @@ class WorldModel(nn.Module):
                 module.to(dtype)
         if self.audio is not None:
             self.audio.float()
+        if self.cast is not None:
+            self.cast.behaviour.float()
         stride = self.dynamics.stride
         if stride is not None:
             stride.float()
@@ -111,6 +137,8 @@ class DreamState:
     seed: int
     sound: SoundState | None = None
     """Of a world with sound."""
+    things: Things | None = None
+    """Of a world with a cast."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors, for hashing and measuring."""
@@ -125,7 +153,7 @@ class DreamState:
         ]
         if self.bank.walls is not None and self.bank.images is not None and self.bank.imagined is not None:
             bank += [self.bank.walls, *self.bank.images, self.bank.imagined]
-        return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ())]
+        return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ()), *(self.things or ())]
 
 
 AT_REST = 2e-4
@@ -141,6 +169,8 @@ FOLLOW_ROUNDS = 2
 
 SOUND_NOISE = 1 << 40
 """Sets the chance of a tick's sound apart from that of its picture."""
+CAST_NOISE = 1 << 41
+"""And that of what things do."""
 
 Timer = Callable[[str, float], None]
 
@@ -181,13 +211,17 @@ class DreamEngine:
         pose: Tensor | None = None,
         views: Views | None = None,
         glimpse: Glimpse | None = None,
+        things: Things | None = None,
     ) -> NDArray[np.uint8]:
         """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there, or
-        of what `views` hold in a world that recalls, and a `glimpse` of them if there was one already."""
+        of what `views` hold in a world that recalls, and a `glimpse` of them if there was one already; and
+        `things` what there is before it."""
         place, recollection, detail = self.model.dynamics.place, self.model.dynamics.recollection, None
         with self._precision():
             if place is not None and pose is not None:
                 detail = place.map.detail(pose)
+                if things is not None:
+                    detail = detail._replace(things=self.model.overlay(things, pose))
             if recollection is not None and pose is not None and views is not None:
                 detail = recollection.detail(views, pose, glimpse)
             x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -201,7 +235,8 @@ class DreamEngine:
         """Paints a moment when it is called. It holds on to what it needs of the state, not to all of it."""
         z, pose, keeper = state.z, state.place.pose, self._keeper
         if keeper is None:
-            return lambda: self.decode(z, pose)
+            things = state.things
+            return lambda: self.decode(z, pose, things=things)
         bank, attended = state.bank, state.attended
 
         @torch.inference_mode()
@@ -226,6 +261,7 @@ class DreamEngine:
             tick=0,
             seed=seed,
             sound=None if self.model.audio is None else self.model.audio.silence(batch, self.device),
+            things=None if self.model.cast is None else self.model.cast.begin(batch, self.device),
         )
 
     @torch.no_grad()
@@ -269,7 +305,55 @@ class DreamEngine:
                     state.bank, all_of_them, state.z, state.place.pose, state.tick, lambda: last
                 )
             state = replace(state, bank=bank)
-        return self.settle(state, path, z_BTChw, actions)
+        state = self.settle(state, path, z_BTChw, actions)
+        return self._search(state, path, z_BTChw, actions, obs)
+
+    def _search(
+        self,
+        state: DreamState,
+        path: list[Place],
+        z_BTChw: Tensor,
+        act_BT: Tensor,
+        obs: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | None,
+    ) -> DreamState:
+        """Looks for things in the last frames of a context, once it is known from where they were seen."""
+        if self.model.cast is None:
+            return state
+        path = path[-WATCHED:]
+        track, count = self._walked(state, path), act_BT.shape[1]
+        state = replace(state, things=self.model.cast.begin(len(z_BTChw), self.device))
+        for k, t in enumerate(range(count + 1 - len(path), count + 1)):
+            if k:
+                state = replace(
+                    state, things=self._act(state, track[:, k - 1], act_BT[:, t - 1], t - 1 - count)
+                )
+            picture = self.decode(z_BTChw[:, t]) if obs is None else np.stack([o[t] for o in obs])
+            state = self.watch(state, picture, track[:, k])
+        return state
+
+    @torch.no_grad()
+    def watch(self, state: DreamState, picture: NDArray[np.uint8], pose: Tensor | None = None) -> DreamState:
+        """The present things as a real picture (B, H, W, 3) of them shows, taken from `pose` (B, 3)."""
+        cast, place = self.model.cast, self.model.dynamics.place
+        if cast is None or state.things is None or place is None:
+            return state
+        x = to_float(picture, self.device).to(self.dtype)
+        at = state.place.pose if pose is None else pose
+        with self._precision():
+            things = cast.watch(state.things, x, at.float(), self.model.camera, place.map.surfaces.walls)
+        return replace(state, things=things)
+
+    def _act(self, state: DreamState, pose: Tensor, act_B: Tensor, ticks: int = 0) -> Things | None:
+        """What things do while the player, at `pose` before it, acts; `ticks` from the state's own."""
+        cast, place = self.model.cast, self.model.dynamics.place
+        if cast is None or place is None or state.things is None:
+            return None
+        chance = torch.Generator().manual_seed((_noise_seed(state, ticks) ^ CAST_NOISE) % 2**63)
+        drawn = torch.rand(len(pose), cast.config.slots + cast.config.gates, 3, generator=chance)
+        phase, walls = (state.phase + ticks) % self.config.phases, place.map.surfaces.walls
+        with torch.autocast(self.device.type, enabled=False):
+            how = (self.model.camera, walls, drawn.to(self.device))
+            return cast.step(state.things, pose.float(), act_B, phase, *how)
 
     def _with_past(self, state: DreamState, past: Past) -> DreamState:
         """The beginning of a dream that has been somewhere before."""
@@ -317,14 +401,19 @@ class DreamEngine:
         if place is None:
             return state
         assert self.model.aligner is not None
+        track = self._walked(state, path)
+        with self._precision():
+            pose = sharpen(place, self.model.aligner, track, z_BTChw, rounds=FOLLOW_ROUNDS)
+        return replace(state, place=state.place._replace(pose=pose))
+
+    @staticmethod
+    def _walked(state: DreamState, path: list[Place]) -> Tensor:
+        """The poses (B, T, 3) of the steps that led to the present place, as far as it is right."""
         walked = [torch.zeros_like(state.place.pose)]
         for after in path[1:]:
             walked.append(compose(walked[-1], after.motion))
         back = [motion_between(walked[-1], pose) for pose in walked]
-        track = torch.stack([compose(state.place.pose, motion) for motion in back], 1)
-        with self._precision():
-            pose = sharpen(place, self.model.aligner, track, z_BTChw, rounds=FOLLOW_ROUNDS)
-        return replace(state, place=state.place._replace(pose=pose))
+        return torch.stack([compose(state.place.pose, motion) for motion in back], 1)
 
     def observe(
         self,
@@ -386,6 +475,12 @@ class DreamEngine:
         with self._precision():
             noise, motion = self._noise(state), after.place.motion
             z = self.model.paint(noise, out, state.z, motion, self.head_steps)
+            acting = perf_counter()
+            things = self._act(state, state.place.pose, act_B)
+        if things is not None:
+            after = replace(after, things=things)
+            spent["cast"] = 1e3 * (perf_counter() - acting)
+            thought += perf_counter() - acting
         for section, milliseconds in spent.items():
             timer(section, milliseconds)
         timer("trunk", 1e3 * (thought - began) - sum(spent.values()))
@@ -486,5 +581,5 @@ class DreamEngine:
         return torch.randn(state.z.shape, generator=generator).to(self.device)
 
 
-def _noise_seed(state: DreamState) -> int:
-    return state.seed * 1_000_003 + state.tick
+def _noise_seed(state: DreamState, ticks: int = 0) -> int:
+    return state.seed * 1_000_003 + state.tick + ticks

@@ -23,11 +23,12 @@ FINE_DETAIL = 32
 class Detail(NamedTuple):
     """What the map gives the decoder: coarse (F, DETAIL_CHANNELS, 4 h, 4 w) and fine (F, FINE_DETAIL,
     8 h, 8 w); known (F, 1, 4 h, 4 w), 1 where it knows what is seen and 0 where not, if it does not know
-    everything."""
+    everything; things (F, 4, 16 h, 16 w), what is before it, colour times opacity in [0, 1] and opacity."""
 
     coarse: Tensor
     fine: Tensor
     known: Tensor | None = None
+    things: Tensor | None = None
 
 
 class Glance(nn.Module):

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from world_model.config import CastConfig
 from world_model.dream import DreamState
 from world_model.files import MIB, parse_object
 from world_model.state import WorldState, tensor_bytes
@@ -55,6 +56,7 @@ class Bounds:
     window: int
     thumbnail: tuple[int, int, int]
     weights_sha256: str
+    cast: CastConfig | None = None
 
 
 def pack(state: WorldState) -> bytes:
@@ -171,6 +173,10 @@ def _check_values(dream: DreamState, parts: Parts, thumbnails: dict[int, Image],
         "dream.attended": (0, slots - 1),
         "dream.trunk.filled": (0, bounds.window),
     }
+    if bounds.cast is not None:
+        limits["dream.things.kind"] = (0, bounds.cast.kinds)
+        limits["dream.things.look"] = (0, bounds.cast.looks)
+        limits["dream.things.way"] = (0, bounds.cast.ways - 1)
     for name, (low, high) in limits.items():
         values = torch.as_tensor(parts.get(name, low))
         if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:

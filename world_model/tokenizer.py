@@ -94,6 +94,9 @@ class Decoder(nn.Module):
         x = self.layers[:FINE](z_BCHW)
         x = self.layers[FINE:-2](x if self.detail.enter is None else x + self.detail.enter(detail[0]))
         painted = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
+        if detail[3] is not None:
+            colour, opaque = detail[3][:, :3], detail[3][:, 3:]
+            painted = painted * (1 - opaque) + 2 * colour - opaque
         share = None if detail[2] is None else inner(detail[2])
         if self.detail.choose is not None:
             chosen = torch.sigmoid(F.pixel_shuffle(self.detail.choose(x), 4).float())
@@ -104,7 +107,7 @@ class Decoder(nn.Module):
         return alone + share * (painted.float() - alone)
 
 
-Detail = tuple[Tensor, Tensor, Tensor | None]
+Detail = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """See `map.Detail`."""
 
 

@@ -170,6 +170,7 @@ class World:
             window=config.dynamics.window,
             thumbnail=_thumbnail(self._blank()).shape,
             weights_sha256=self.info.weights_sha256,
+            cast=config.cast,
         )
 
     def _scene(self, seed: int, name: str | None) -> Scene:

@@ -66,6 +66,7 @@ def arena(sound: bool = True) -> VizdoomSource:
                 hud=True,
                 weapon=True,
                 labels=True,
+                unseen=("ArenaPlayer", "ArenaSpawner"),
                 variables=VARIABLES,
                 room_units=HEIGHT,
                 licence="Freedoom textures, sprites and sounds, BSD-3-Clause",

@@ -244,6 +244,7 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
     last = observations[-1]
     numbers = [obs.variables for obs in observations]
     kinds, labels = _pack_labels(observations)
+    names, things = _pack_things(observations)
     header = {
         "source": source.name,
         "licence": source.licence,
@@ -255,7 +256,8 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
         "terminated": last.terminated,
         "truncated": last.truncated,
         **({"labels": kinds} if kinds else {}),
-        **({"variables": list(names)} if (names := getattr(source, "variables", ())) else {}),
+        **({"things": names} if names else {}),
+        **({"variables": list(told)} if (told := getattr(source, "variables", ())) else {}),
         **(source.facts if isinstance(source, MapSource) else {}),
     }
     return Episode(
@@ -268,6 +270,7 @@ def _pack(source: Source, seed: int, first: Observation, steps: list[tuple[int, 
         rewards=np.array([obs.reward for _, obs in steps], np.float32),
         depth=None if depths[0] is None else np.stack([d for d in depths if d is not None]),
         labels=labels,
+        things=things,
         variables=None if numbers[0] is None else np.stack([n for n in numbers if n is not None]),
     )
 
@@ -282,3 +285,15 @@ def _pack_labels(observations: list[Observation]) -> tuple[list[str], NDArray[np
         for i, b in enumerate(obs.labels):
             row[i] = (kinds.index(b.name) + 1, b.x, b.y, b.width, b.height)
     return kinds, boxes
+
+
+def _pack_things(observations: list[Observation]) -> tuple[list[str], NDArray[np.float32] | None]:
+    """Names of all that ever was in the map, and where, as `Episode.things` has it, or None."""
+    kinds = sorted({thing.name for obs in observations for thing in obs.things})
+    if not kinds:
+        return [], None
+    told = np.zeros((len(observations), max(len(obs.things) for obs in observations), 5), np.float32)
+    for row, obs in zip(told, observations, strict=True):
+        for i, a in enumerate(obs.things):
+            row[i] = (a.number + 1, kinds.index(a.name) + 1, a.x, a.y, a.z)
+    return kinds, told

@@ -146,6 +146,11 @@ class LatentDataset:
         self.remembered = Remembered(self.episodes, poses, self.latents, scale, recall.size)
         self._recall = recall
 
+    @property
+    def frame_of_reference(self) -> tuple[NDArray[np.float32], float]:
+        """Centre (2,) and half extent of the map in the units of the source."""
+        return self._origin[:2], float(self._scale[0])
+
     def held(self, places: list[tuple[int, int]], ticks: int, pictures: bool = True) -> Held | None:
         """What would be looked at in the clips that start at (episode, tick); None in a world with a map.
 

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from world_model.types import DataError
 
 SCHEMA = 1
-ARRAYS = ("frames", "actions", "phases", "pose", "sound", "rewards", "depth", "labels", "variables")
+ARRAYS = (
+    "frames",
+    "actions",
+    "phases",
+    "pose",
+    "sound",
+    "rewards",
+    "depth",
+    "labels",
+    "variables",
+    "things",
+)
 SPLITS = {"train": 0, "val": 1_000_000_000, "test": 1_500_000_000}
 """First seed of each split: an episode is held out by its seed, never by its frames."""
 
@@ -38,6 +49,8 @@ class Episode:
     (T + 1, H / 4, W / 4) in map units, or None. labels: int16 (T + 1, K, 5), what is in the picture as
     kind, x, y, width, height in pixels; the kind counts from 1 in the header's list `labels`, rows beyond
     the last thing are 0. variables: int32 (T + 1, V), numbers that the header's list `variables` names.
+    things: float32 (T + 1, K, 5), what there is in the map, as number, kind, x, y, z in map units; the
+    number, from 1, is kept while a thing is there, the kind counts from 1 in the header's list `things`.
     """
 
     header: dict[str, Any]
@@ -50,6 +63,7 @@ class Episode:
     depth: NDArray[np.float16] | None = None
     labels: NDArray[np.int16] | None = None
     variables: NDArray[np.int32] | None = None
+    things: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -121,7 +135,7 @@ def _check(folder: Path, episode: Episode) -> None:
             raise DataError(f"{folder} lacks {name}.npy; delete the episode and collect it again")
     steps = len(episode.actions)
     expected = {"frames": steps + 1, "phases": steps, "rewards": steps, "pose": steps + 1, "sound": steps}
-    expected |= {"depth": steps + 1, "labels": steps + 1, "variables": steps + 1}
+    expected |= {"depth": steps + 1, "labels": steps + 1, "variables": steps + 1, "things": steps + 1}
     for name, length in expected.items():
         array = getattr(episode, name)
         if array is not None and len(array) != length:

@@ -24,6 +24,18 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Thing:
+    """Something that stands or moves in the map, seen or not: the number that it keeps for as long as it is
+    there, the game's name for it at present, and where its foot is, in map units, z over the floor."""
+
+    number: int
+    name: str
+    x: float
+    y: float
+    z: float
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a source gives at a tick.
 
@@ -34,7 +46,8 @@ class Observation:
     plane, in map units, or None. For training alone: a dream never sees it.
     clearance: rough distance in map units to what stands left, ahead and right in the picture, where the
     source has a depth buffer; for walkers, never recorded.
-    labels: what is in the picture, for players and for measuring. variables: int32, the numbers that the
+    labels: what is in the picture, for players and for measuring. things: what there is in the map beside the
+    player, for training alone. variables: int32, the numbers that the
     source names in its `variables` (health, ammunition, ...), or None.
     """
 
@@ -48,6 +61,7 @@ class Observation:
     depth: NDArray[np.float16] | None = None
     clearance: tuple[float, float, float] | None = None
     labels: tuple[Label, ...] = ()
+    things: tuple[Thing, ...] = ()
     variables: NDArray[np.int32] | None = None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from world_model.data.sources import Label, Observation, check_action
+from world_model.data.sources import Label, Observation, Thing, check_action
 from world_model.types import FPS, Action, SourceError
 
 TICS = (1, 1, 2, 1, 2)
@@ -49,7 +49,8 @@ class DoomSetup:
 
     scenario: a file in ViZDoom's own folder of scenarios, or the path of a WAD. actions: each with the
     names of the ViZDoom buttons that it holds. hud and weapon: whether status bar and weapon are drawn.
-    labels: whether observations tell the boxes of what is seen. variables: ViZDoom's names of the game
+    labels: whether observations tell the boxes of what is seen, and the things that are in the map, but for
+    those of the names `unseen`. variables: ViZDoom's names of the game
     variables that observations tell, besides the pose. sound needs OpenAL. room_units: from floor to ceiling.
     """
 
@@ -62,6 +63,7 @@ class DoomSetup:
     hud: bool = False
     weapon: bool = False
     labels: bool = False
+    unseen: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     room_units: float = 128.0
     licence: str = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
@@ -128,6 +130,7 @@ class VizdoomSource:
             depth=(state.depth_buffer[2::4, 2::4] * DEPTH_STEP + DEPTH_START).astype(np.float16),
             clearance=_clearance(state.depth_buffer[: self.view_rows]),
             labels=_labels(state.labels) if self.setup.labels else (),
+            things=_things(state.objects, self.setup.unseen) if self.setup.labels else (),
             variables=state.game_variables[3:].astype(np.int32) if self.variables else None,
         )
         return self._last
@@ -172,6 +175,14 @@ def _labels(found: list[Any]) -> tuple[Label, ...]:
     )
 
 
+def _things(found: list[Any], unseen: tuple[str, ...]) -> tuple[Thing, ...]:
+    return tuple(
+        Thing(int(o.id), o.name, float(o.position_x), float(o.position_y), float(o.position_z))
+        for o in found
+        if o.name not in unseen
+    )
+
+
 def _clearance(depth: NDArray[np.uint8]) -> tuple[float, float, float]:
     """Nearest thing at eye height in the left, middle and right of the picture, in map units."""
     horizon = depth[depth.shape[0] // 2 - 4 : depth.shape[0] // 2 + 4].min(0) * UNITS_PER_DEPTH
@@ -202,6 +213,7 @@ def _open(setup: DoomSetup) -> Any:
         getattr(game, f"set_render_{off}")(False)
     game.set_depth_buffer_enabled(True)
     game.set_labels_buffer_enabled(setup.labels)
+    game.set_objects_info_enabled(setup.labels)
     game.set_available_buttons([getattr(vzd.Button, b) for b in setup.buttons])
     names = ("POSITION_X", "POSITION_Y", "ANGLE", *setup.variables)
     game.set_available_game_variables([getattr(vzd.GameVariable, n) for n in names])

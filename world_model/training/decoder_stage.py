@@ -23,11 +23,13 @@ from torch.nn import functional as F
 from world_model.config import view_rows
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.dataset import lively as lively_in
+from world_model.data.tracks import Track
 from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
 from world_model.map import Detail
 from world_model.precision import mixed_precision
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
+from world_model.training.cast_stage import all_tracks, real_things
 from world_model.training.dynamics_stage import own_steps, own_views, paint
 from world_model.training.preview import RolloutPreview
 from world_model.training.tokenizer_stage import (
@@ -54,13 +56,14 @@ TEXTURE_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Clips, the ticks (B, N) that are decoded, the real frames uint8 (B * N, H, W, 3) at them, and where
-    in these it is `lively` (B * N, H, W)."""
+    """Clips, the ticks (B, N) that are decoded, the real frames uint8 (B * N, H, W, 3) at them, where in
+    these it is `lively` (B * N, H, W), and what of a cast is seen in them (B * N, 4, H, W)."""
 
     clips: Clips
     ticks: Tensor
     frames: NDArray[np.uint8]
     lively: NDArray[np.bool_]
+    things: Tensor | None = None
 
 
 def drawing(world: WorldModel) -> nn.ModuleDict:
@@ -104,6 +107,9 @@ class DecoderStage:
         self._again = 0
         self._batch: DecoderBatch | None = None
         self._painted: Tensor | None = None
+        config, self._tracks = world.config.cast, list[Track]()
+        if config is not None:
+            self._tracks = all_tracks(data, config, world.camera)
 
     def batch(self, rng: np.random.Generator, done: float) -> DecoderBatch:
         picks = rng.choice(len(self._data.episodes), self._batch_size)
@@ -112,18 +118,26 @@ class DecoderStage:
         keyframes = self._world.config.dynamics.retrieved
         clips = self._data.clips(places, self._clip_ticks, keyframes, rng)
         ticks = rng.integers(4, self._clip_ticks, (self._batch_size, self._per_clip))
-        shown = [
-            (self._data.episodes[i], int(start + 1 + t))
-            for (i, start), row in zip(places, ticks, strict=True)
-            for t in row
-        ]
+        at = [(i, int(start + 1 + t)) for (i, start), row in zip(places, ticks, strict=True) for t in row]
+        shown = [(self._data.episodes[i], t) for i, t in at]
         view = view_rows(self._world.config)
         return DecoderBatch(
             clips,
             torch.from_numpy(ticks),
             np.stack([e.frames[t] for e, t in shown]),
             np.stack([lively_in(e, t, view) for e, t in shown]),
+            self._overlay(at) if self._tracks else None,
         )
+
+    def _overlay(self, at: list[tuple[int, int]]) -> Tensor:
+        """What is seen of the things that really are there, at (episode, tick)."""
+        seen = []
+        for i, t in at:
+            things, pose = real_things(self._world, self._data, i, t, self._tracks[i])
+            overlay = self._world.overlay(things, pose)
+            assert overlay is not None
+            seen.append(overlay)
+        return torch.cat(seen)
 
     def loss(self, batch: DecoderBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         if not self._again:
@@ -143,6 +157,9 @@ class DecoderStage:
             level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
             noised = clean + level * torch.randn_like(clean)
             detail = self._detail(clips, rows, ticks)
+            if detail is not None and batch.things is not None:
+                overlay = batch.things.to(self.device)
+                detail = detail._replace(things=torch.cat((overlay, overlay)))
             cut = self._cut()
             x, noised, painted = cut(x), cut(noised), cut(painted)
             detail = None if detail is None else Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ class DynamicsStage:
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
-            weight, dear = attention(clips, z), painting(clips, z)
+            weight, dear = attention(clips, z, self._world.config.cast is not None), painting(clips, z)
             if not self.config.train_trunk:
                 self._thought = clips.z[:, 1:], out, weight, dear
                 self._again = AGAIN
@@ -256,11 +256,18 @@ AGAIN = 7
 """Steps of a head on what a frozen trunk has thought, after the first."""
 LIVELY = 8.0
 """How much more an error costs in a cell that is full of things that move."""
+HIDDEN = -0.9
+"""The same where it is not the latent that shows them."""
 
 
-def attention(clips: Clips, z: Tensor) -> Tensor:
+def attention(clips: Clips, z: Tensor, kept_apart: bool = False) -> Tensor:
     """What an error costs in each cell of the targets, one in the mean: (B, T, 1, h, w). After a present of
-    `z` (B, T, C, h, w) that was dreamed, things that move count like all the rest: they stand elsewhere."""
+    `z` (B, T, C, h, w) that was dreamed, things that move count like all the rest: they stand elsewhere.
+
+    kept_apart: it is not the latent that shows them (`cast.py`), so where they are hardly anything counts.
+    """
+    if kept_apart:
+        return costs(_moving(clips), HIDDEN)
     return costs(_moving(clips) * _real(clips, z))
 
 
@@ -282,9 +289,9 @@ def _moving(clips: Clips) -> Tensor:
     return torch.zeros_like(clips.z[:, 1:, 0]) if clips.lively is None else clips.lively[:, 1:]
 
 
-def costs(lively_BThw: Tensor) -> Tensor:
+def costs(lively_BThw: Tensor, more: float = LIVELY) -> Tensor:
     """The same by which part of each cell things that move cover."""
-    weight = 1 + LIVELY * lively_BThw[:, :, None]
+    weight = 1 + more * lively_BThw[:, :, None]
     return weight / weight.mean()
 
 

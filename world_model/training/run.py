@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from world_model.checkpoint import (
     save_training,
     write_json,
 )
-from world_model.config import AudioConfig, WorldConfig, view_rows, world_config_from_json
+from world_model.config import AudioConfig, CastConfig, WorldConfig, view_rows, world_config_from_json
 from world_model.data.dataset import LatentDataset, Recall, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
@@ -36,6 +37,7 @@ from world_model.recall import Lens
 from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing
 from world_model.training.carry_stage import CarryStage, carrying
+from world_model.training.cast_stage import cast_stage, playing
 from world_model.training.decoder_stage import DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.loop import Stage, StageConfig, Trainer
@@ -55,6 +57,9 @@ ORDER = (
     "stride",
     "survey",
     "align",
+    "sprites",
+    "behaviour",
+    "spotter",
     "carry",
     "trunk",
     "head",
@@ -71,6 +76,8 @@ ALIGN = ("align",)
 """And what needs one of the two."""
 CARRY = ("carry",)
 """What only a world needs in which other things move."""
+CAST = ("sprites", "behaviour", "spotter")
+"""What only a world needs whose things are kept apart from its picture."""
 SOUND = ("codec", "audio")
 """Stages after these in a world with sound."""
 SHARES = {
@@ -80,6 +87,9 @@ SHARES = {
     "recall": 0.09,
     "stride": 0.04,
     "survey": 0.14,
+    "sprites": 0.03,
+    "behaviour": 0.1,
+    "spotter": 0.05,
     "carry": 0.06,
     "trunk": 0.3,
     "head": 0.13,
@@ -95,6 +105,9 @@ RATES = {
     "recall": (1e-3, 0.01),
     "stride": (1e-3, 0.01),
     "survey": (1e-3, 0.01),
+    "sprites": (1e-3, 0.0),
+    "behaviour": (2e-3, 0.0),
+    "spotter": (1e-3, 0.01),
     "carry": (1e-3, 0.015),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
@@ -114,6 +127,8 @@ MIN_TICKS = 50
 RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 """What counts as half extent of maps that are all different, and how many keyframes it takes to hold one."""
 
+COUNTED_EVERY, OFTEN = 10, 0.1
+"""Frames in which it is counted what is seen, and in how many a kind has to be seen on the average."""
 CARRY_CHANNELS = 64
 """Of the network that tells depths, in a world whose source tells boxes around things that move."""
 
@@ -198,6 +213,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(STRIDE)
     if not dynamics.carry:
         foreign |= set(CARRY)
+    if config.cast is None:
+        foreign |= set(CAST)
     placed = dynamics.pose or (dynamics.recall and dynamics.align)
     return foreign if placed else foreign | set(ALIGN)
 
@@ -273,6 +290,8 @@ class _Material:
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name in CAST:
+            return cast_stage(name, self.world, self._latents("train"), self._latents("val"), device)
         if name == "carry":
             return CarryStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
@@ -339,6 +358,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     centre = (low + high) / 2
     scale = round(float((high - low).max() / 2), 1)
     up, carries = PIXEL_ASPECT / scale, episodes[0].labels is not None
+    cast = _cast(episodes)
     return dataclasses.replace(
         config,
         dynamics=dataclasses.replace(
@@ -347,7 +367,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
             horizon=view / 2 / episodes[0].frames.shape[1],
             strides=carries,  # where nothing moves walls alone stop a player, and a motion model feels those
-            carry=CARRY_CHANNELS if carries else 0,
+            carry=CARRY_CHANNELS if carries and cast is None else 0,
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
         tokenizer=dataclasses.replace(
@@ -355,7 +375,24 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
         ),
         pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
         pose_scale=scale,
+        cast=cast,
     )
+
+
+def _cast(episodes: list[Episode]) -> CastConfig | None:
+    """The kinds of things that are told and often seen; None where there are none."""
+    seen: Counter[str] = Counter()
+    frames = 0
+    for episode in episodes:
+        if episode.things is None or episode.labels is None:
+            return None
+        told = episode.header["labels"]
+        for boxes in np.asarray(episode.labels[::COUNTED_EVERY]):
+            seen.update({told[k - 1] for k in boxes[:, 0].tolist() if k})
+            frames += 1
+    known = {name for episode in episodes for name in episode.header["things"]}
+    names = tuple(sorted(n for n, count in seen.items() if n in known and count > OFTEN * frames))
+    return CastConfig(names) if names else None
 
 
 def without_memory(config: WorldConfig) -> WorldConfig:
@@ -482,6 +519,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return surveying(world) if world.dynamics.recollection is not None else None
         case "carry":
             return carrying(world) if world.dynamics.carry is not None else None
+        case "sprites" | "behaviour" | "spotter":
+            return playing(world)[stage] if world.cast is not None else None
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:
