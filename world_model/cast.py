@@ -112,7 +112,8 @@ class Sprites(nn.Module):
     def painted(self, look: Tensor, depth: Tensor) -> Tensor:
         """Looks (K,) at depths (K,) -> colour times opacity, in [0, 1], and opacity: (K, 4, S, S)."""
         paint = self.paint[look].float()
-        opaque = torch.sigmoid(paint[:, 3:]) * (look > 0)[:, None, None, None]
+        # What is hardly there is not there, and what nearly hides all hides it.
+        opaque = ((torch.sigmoid(paint[:, 3:]) - 0.1) / 0.8).clamp(0, 1) * (look > 0)[:, None, None, None]
         low, high = (torch.tensor(d, device=depth.device).log() for d in (NEAREST, FARTHEST))
         at = ((depth.clamp(NEAREST, FARTHEST).log() - low) / (high - low) * (SHADES - 1)).clamp(0, SHADES - 1)
         first = at.floor().long().clamp(max=SHADES - 2)
@@ -297,10 +298,10 @@ class Behaviour(nn.Module):
         slots = things.kind.shape[1]
         own = chance[:, :slots]
         there = things.kind > 0
-        look = _pick(odds.look, own[..., 0])
+        look = pick(odds.look, own[..., 0])
         gone = look == self.config.looks + 1
         look = look.clamp(max=self.config.looks)
-        way = _pick(odds.way, own[..., 1])
+        way = pick(odds.way, own[..., 1])
         kind = torch.where(look > 0, self.kind_of[look].long(), things.kind)
         keep = there & ~gone
         at = things.at + self.ways[way]
@@ -311,13 +312,13 @@ class Behaviour(nn.Module):
             torch.where(keep[..., None], at, 0.0),
             torch.where(keep[..., None], odds.hidden, 0.0),
         )
-        child = torch.where(there, _pick(odds.child, own[..., 2]), 0)
+        child = torch.where(there, pick(odds.child, own[..., 2]), 0)
         toward = F.normalize(pose_B3[:, None, :2] - things.at[..., :2], dim=-1)
         left = torch.stack((-toward[..., 1], toward[..., 0]), -1)
         off = self.offset[child]
         beside = things.at[..., :2] + off[..., :1] * toward + off[..., 1:2] * left
         born_at = torch.cat((beside, things.at[..., 2:] + off[..., 2:]), -1)
-        birth = _pick(odds.birth, chance[:, slots:, 0])
+        birth = pick(odds.birth, chance[:, slots:, 0])
         gates = self.gates.expand(len(birth), -1, -1)
         return self.add(after, torch.cat((child, birth), 1), torch.cat((born_at, gates), 1))
 
@@ -336,7 +337,7 @@ class Behaviour(nn.Module):
         return Things(*parts)
 
 
-def _pick(logits: Tensor, chance: Tensor) -> Tensor:
+def pick(logits: Tensor, chance: Tensor) -> Tensor:
     """An index (...) by its odds, for chances (...) in [0, 1)."""
     odds = logits.float().softmax(-1).cumsum(-1)
     return (odds < chance[..., None] * odds[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

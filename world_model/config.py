@@ -30,6 +30,8 @@ MAY_BE_ZERO = frozenset(
         "recalled",
         "pose_octaves",
         "carry",
+        "boxes",
+        "late",
     }
 )
 """Sizes that may be zero; all others are one at least."""
@@ -142,9 +144,17 @@ class CastConfig:
     texels: int = 48
     """Rows and columns of the paint of a look."""
     hidden: int = 96
+    gauges: tuple[str, ...] = ()
+    """What the source calls each number that stands in its picture (`gauges.py`)."""
+    boxes: tuple[int, ...] = ()
+    """Where they stand: x, y, width and height of each in pixels, one after another, all of one size."""
+    late: int = 1
+    """Ticks by which the picture shows them later than the source tells them."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if len(self.boxes) != 4 * len(self.gauges):
+            _refuse(self, "boxes", "four numbers for each gauge")
 
     @property
     def kinds(self) -> int:

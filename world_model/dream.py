@@ -22,6 +22,7 @@ from world_model.audio import AudioModel, SoundState
 from world_model.cast import WATCHED, Camera, Cast, Things
 from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput, TrunkState
+from world_model.gauges import Gauges, Readings
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
@@ -52,6 +53,9 @@ class WorldModel(nn.Module):
         self.cast: Cast | None = None
         if config.cast is not None:
             self.cast = Cast(config.cast, len(config.actions), config.phases)
+        self.gauges: Gauges | None = None
+        if config.cast is not None and config.cast.gauges:
+            self.gauges = Gauges(config.cast, len(config.actions), config.phases)
 
     @property
     def camera(self) -> Camera:
@@ -112,6 +116,8 @@ class WorldModel(nn.Module):
             self.audio.float()
         if self.cast is not None:
             self.cast.behaviour.float()
+        if self.gauges is not None:
+            self.gauges.float()
         stride = self.dynamics.stride
         if stride is not None:
             stride.float()
@@ -139,6 +145,8 @@ class DreamState:
     """Of a world with sound."""
     things: Things | None = None
     """Of a world with a cast."""
+    readings: Readings | None = None
+    """Of a world with gauges."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors, for hashing and measuring."""
@@ -153,7 +161,16 @@ class DreamState:
         ]
         if self.bank.walls is not None and self.bank.images is not None and self.bank.imagined is not None:
             bank += [self.bank.walls, *self.bank.images, self.bank.imagined]
-        return [self.z, *self.place, *layers, *bank, self.phase, *(self.sound or ()), *(self.things or ())]
+        return [
+            self.z,
+            *self.place,
+            *layers,
+            *bank,
+            self.phase,
+            *(self.sound or ()),
+            *(self.things or ()),
+            *(self.readings or ()),
+        ]
 
 
 AT_REST = 2e-4
@@ -212,10 +229,11 @@ class DreamEngine:
         views: Views | None = None,
         glimpse: Glimpse | None = None,
         things: Things | None = None,
+        readings: Readings | None = None,
     ) -> NDArray[np.uint8]:
         """Latents (F, C, h, w) -> uint8 (F, H, W, 3); a `pose` (F, 3) adds the detail of the map there, or
         of what `views` hold in a world that recalls, and a `glimpse` of them if there was one already; and
-        `things` what there is before it."""
+        `things` what there is before it. `readings` are written on the bar."""
         place, recollection, detail = self.model.dynamics.place, self.model.dynamics.recollection, None
         with self._precision():
             if place is not None and pose is not None:
@@ -225,7 +243,10 @@ class DreamEngine:
             if recollection is not None and pose is not None and views is not None:
                 detail = recollection.detail(views, pose, glimpse)
             x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            return to_uint8(self.model.tokenizer.decode(x, detail))
+            picture = self.model.tokenizer.decode(x, detail)
+            if self.model.gauges is not None and readings is not None:
+                picture = self.model.gauges.write(picture, readings.shown)
+            return to_uint8(picture)
 
     def show(self, state: DreamState) -> NDArray[np.uint8]:
         """The pictures uint8 (B, H, W, 3) of a moment."""
@@ -235,8 +256,8 @@ class DreamEngine:
         """Paints a moment when it is called. It holds on to what it needs of the state, not to all of it."""
         z, pose, keeper = state.z, state.place.pose, self._keeper
         if keeper is None:
-            things = state.things
-            return lambda: self.decode(z, pose, things=things)
+            things, readings = state.things, state.readings
+            return lambda: self.decode(z, pose, things=things, readings=readings)
         bank, attended = state.bank, state.attended
 
         @torch.inference_mode()
@@ -262,6 +283,7 @@ class DreamEngine:
             seed=seed,
             sound=None if self.model.audio is None else self.model.audio.silence(batch, self.device),
             things=None if self.model.cast is None else self.model.cast.begin(batch, self.device),
+            readings=None if self.model.gauges is None else self.model.gauges.nothing(batch, self.device),
         )
 
     @torch.no_grad()
@@ -324,9 +346,7 @@ class DreamEngine:
         state = replace(state, things=self.model.cast.begin(len(z_BTChw), self.device))
         for k, t in enumerate(range(count + 1 - len(path), count + 1)):
             if k:
-                state = replace(
-                    state, things=self._act(state, track[:, k - 1], act_BT[:, t - 1], t - 1 - count)
-                )
+                state = self._act(state, track[:, k - 1], act_BT[:, t - 1], t - 1 - count)
             picture = self.decode(z_BTChw[:, t]) if obs is None else np.stack([o[t] for o in obs])
             state = self.watch(state, picture, track[:, k])
         return state
@@ -341,19 +361,28 @@ class DreamEngine:
         at = state.place.pose if pose is None else pose
         with self._precision():
             things = cast.watch(state.things, x, at.float(), self.model.camera, place.map.surfaces.walls)
-        return replace(state, things=things)
+        readings, gauges = state.readings, self.model.gauges
+        if gauges is not None and readings is not None:
+            readings = gauges.watch(readings, x)
+        return replace(state, things=things, readings=readings)
 
-    def _act(self, state: DreamState, pose: Tensor, act_B: Tensor, ticks: int = 0) -> Things | None:
-        """What things do while the player, at `pose` before it, acts; `ticks` from the state's own."""
+    def _act(self, state: DreamState, pose: Tensor, act_B: Tensor, ticks: int = 0) -> DreamState:
+        """With what things do, and how numbers change, while the player, at `pose` before it, acts; `ticks`
+        from the state's own."""
         cast, place = self.model.cast, self.model.dynamics.place
         if cast is None or place is None or state.things is None:
-            return None
+            return state
         chance = torch.Generator().manual_seed((_noise_seed(state, ticks) ^ CAST_NOISE) % 2**63)
         drawn = torch.rand(len(pose), cast.config.slots + cast.config.gates, 3, generator=chance)
         phase, walls = (state.phase + ticks) % self.config.phases, place.map.surfaces.walls
         with torch.autocast(self.device.type, enabled=False):
             how = (self.model.camera, walls, drawn.to(self.device))
-            return cast.step(state.things, pose.float(), act_B, phase, *how)
+            things = cast.step(state.things, pose.float(), act_B, phase, *how)
+            readings, gauges = state.readings, self.model.gauges
+            if gauges is not None and readings is not None:
+                luck = torch.rand(readings.value.shape, generator=chance).to(self.device)
+                readings = gauges.step(readings, state.things, pose.float(), act_B, phase, luck)
+        return replace(state, things=things, readings=readings)
 
     def _with_past(self, state: DreamState, past: Past) -> DreamState:
         """The beginning of a dream that has been somewhere before."""
@@ -476,9 +505,9 @@ class DreamEngine:
             noise, motion = self._noise(state), after.place.motion
             z = self.model.paint(noise, out, state.z, motion, self.head_steps)
             acting = perf_counter()
-            things = self._act(state, state.place.pose, act_B)
-        if things is not None:
-            after = replace(after, things=things)
+            acted = self._act(state, state.place.pose, act_B)
+        if acted is not state:
+            after = replace(after, things=acted.things, readings=acted.readings)
             spent["cast"] = 1e3 * (perf_counter() - acting)
             thought += perf_counter() - acting
         for section, milliseconds in spent.items():

@@ -68,6 +68,7 @@ def arena(sound: bool = True) -> VizdoomSource:
                 labels=True,
                 unseen=("ArenaPlayer", "ArenaSpawner"),
                 variables=VARIABLES,
+                fields=FIELDS,
                 room_units=HEIGHT,
                 licence="Freedoom textures, sprites and sounds, BSD-3-Clause",
             )

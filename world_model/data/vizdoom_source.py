@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class DoomSetup:
     names of the ViZDoom buttons that it holds. hud and weapon: whether status bar and weapon are drawn.
     labels: whether observations tell the boxes of what is seen, and the things that are in the map, but for
     those of the names `unseen`. variables: ViZDoom's names of the game
-    variables that observations tell, besides the pose. sound needs OpenAL. room_units: from floor to ceiling.
+    variables that observations tell, besides the pose. fields: x, y, width and height of where the picture
+    shows some of them. sound needs OpenAL. room_units: from floor to ceiling.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DoomSetup:
     labels: bool = False
     unseen: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+    fields: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     room_units: float = 128.0
     licence: str = "Freedoom textures, BSD-3-Clause; ViZDoom scenario, MIT"
 
@@ -90,6 +93,7 @@ class VizdoomSource:
         self.licence = setup.licence
         self.actions = tuple(action for action, _ in setup.actions)
         self.variables = setup.variables
+        self.fields = setup.fields
         self.room_units = setup.room_units
         self.view_rows = VIEW_WITH_HUD if setup.hud else 160
         self._buttons = [[float(b in held) for b in setup.buttons] for _, held in setup.actions]

@@ -40,6 +40,7 @@ from world_model.training.carry_stage import CarryStage, carrying
 from world_model.training.cast_stage import cast_stage, playing
 from world_model.training.decoder_stage import DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
+from world_model.training.gauges_stage import GaugesStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
@@ -60,6 +61,7 @@ ORDER = (
     "sprites",
     "behaviour",
     "spotter",
+    "gauges",
     "carry",
     "trunk",
     "head",
@@ -76,6 +78,8 @@ ALIGN = ("align",)
 """And what needs one of the two."""
 CARRY = ("carry",)
 """What only a world needs in which other things move."""
+GAUGES = ("gauges",)
+"""What only a world needs in whose picture numbers stand."""
 CAST = ("sprites", "behaviour", "spotter")
 """What only a world needs whose things are kept apart from its picture."""
 SOUND = ("codec", "audio")
@@ -90,6 +94,7 @@ SHARES = {
     "sprites": 0.03,
     "behaviour": 0.1,
     "spotter": 0.05,
+    "gauges": 0.03,
     "carry": 0.06,
     "trunk": 0.3,
     "head": 0.13,
@@ -108,6 +113,7 @@ RATES = {
     "sprites": (1e-3, 0.0),
     "behaviour": (2e-3, 0.0),
     "spotter": (1e-3, 0.01),
+    "gauges": (2e-3, 0.0),
     "carry": (1e-3, 0.015),
     "trunk": (1e-3, 0.012),
     "head": (1e-3, 0.012),
@@ -215,6 +221,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(CARRY)
     if config.cast is None:
         foreign |= set(CAST)
+    if config.cast is None or not config.cast.gauges:
+        foreign |= set(GAUGES)
     placed = dynamics.pose or (dynamics.recall and dynamics.align)
     return foreign if placed else foreign | set(ALIGN)
 
@@ -292,6 +300,8 @@ class _Material:
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         if name in CAST:
             return cast_stage(name, self.world, self._latents("train"), self._latents("val"), device)
+        if name == "gauges":
+            return GaugesStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "carry":
             return CarryStage(self.world, self._latents("train"), self._latents("val"), device)
         preview = RolloutPreview(self.val)
@@ -344,6 +354,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     actions = source.actions
     room = float(getattr(source, "room_units", None) or ROOM_UNITS)
     view = float(getattr(source, "view_rows", None) or episodes[0].frames.shape[1])
+    fields: dict[str, tuple[int, int, int, int]] = dict(getattr(source, "fields", {}))
     source.close()
     sound = episodes[0].sound
     audio = None if sound is None else AudioConfig(rate=FPS * sound.shape[1])
@@ -358,7 +369,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     centre = (low + high) / 2
     scale = round(float((high - low).max() / 2), 1)
     up, carries = PIXEL_ASPECT / scale, episodes[0].labels is not None
-    cast = _cast(episodes)
+    cast = _cast(episodes, fields)
     return dataclasses.replace(
         config,
         dynamics=dataclasses.replace(
@@ -379,7 +390,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
     )
 
 
-def _cast(episodes: list[Episode]) -> CastConfig | None:
+def _cast(episodes: list[Episode], fields: dict[str, tuple[int, int, int, int]]) -> CastConfig | None:
     """The kinds of things that are told and often seen; None where there are none."""
     seen: Counter[str] = Counter()
     frames = 0
@@ -392,7 +403,9 @@ def _cast(episodes: list[Episode]) -> CastConfig | None:
             frames += 1
     known = {name for episode in episodes for name in episode.header["things"]}
     names = tuple(sorted(n for n, count in seen.items() if n in known and count > OFTEN * frames))
-    return CastConfig(names) if names else None
+    gauges = tuple(fields) if episodes[0].variables is not None else ()
+    boxes = tuple(number for name in gauges for number in fields[name])
+    return CastConfig(names, gauges=gauges, boxes=boxes) if names else None
 
 
 def without_memory(config: WorldConfig) -> WorldConfig:
@@ -521,6 +534,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return carrying(world) if world.dynamics.carry is not None else None
         case "sprites" | "behaviour" | "spotter":
             return playing(world)[stage] if world.cast is not None else None
+        case "gauges":
+            return world.gauges
         case "codec" | "audio":
             return hearing(world)[stage]
         case _:

@@ -1,0 +1,171 @@
+"""Stage `gauges`: how numbers of a status bar are written, and how they change.
+
+Glyphs are the means of what stood in the picture where the source tells which number it was. Changes are a
+choice among those that were ever counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from world_model.cast import Things
+from world_model.config import CastConfig
+from world_model.data.dataset import LatentDataset
+from world_model.data.episodes import Episode
+from world_model.data.tracks import Track
+from world_model.dream import WorldModel
+from world_model.gauges import BLANK, CHANGES, DIGITS, LARGEST, Gauges, Readings, digits, gauge_loss
+from world_model.tokenizer import to_float, to_uint8
+from world_model.training.cast_stage import all_tracks
+from world_model.training.pictures import save_rows
+
+Whole = NDArray[np.int64]
+
+CLIPS, WINDOW, WARM = 32, 96, 8
+"""Clips and ticks of a batch, and ticks at the start of each in which nothing is asked."""
+WRITTEN = 6
+"""Every so many frames count for glyphs."""
+
+
+class Counted(NamedTuple):
+    """Clips: value (B, T + 1, G), change (B, T, G), kind (B, T + 1, N), at (B, T + 1, N, 3), pose (B, T + 1,
+    3), act and phase (B, T)."""
+
+    value: Tensor
+    change: Tensor
+    kind: Tensor
+    at: Tensor
+    pose: Tensor
+    act: Tensor
+    phase: Tensor
+
+
+class GaugesStage:
+    """Trains the numbers of a status bar."""
+
+    name = "gauges"
+
+    def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
+        self.device = torch.device(device)
+        world.requires_grad_(False)
+        assert world.gauges is not None and world.config.cast is not None
+        self._world, self._config = world, world.config.cast
+        self._gauges: Gauges = world.gauges
+        self.model: nn.Module = self._gauges.requires_grad_(True)
+        self._held_out = held_out
+        values = [numbers(e, self._config) for e in data.episodes]
+        if not bool(self._gauges.glyphs.any()):
+            self._gauges.glyphs.copy_(glyphs(self._gauges, data.episodes, values, self._config.late))
+            self._gauges.steps.copy_(_changes(values))
+        self._counted = self._count(data)
+
+    def _count(self, data: LatentDataset) -> list[Counted]:
+        made = []
+        steps = self._gauges.steps.view(-1, CHANGES).cpu().numpy()
+        tracks: list[Track] = all_tracks(data, self._config, self._world.camera)
+        for episode, own in zip(data.episodes, tracks, strict=True):
+            value = numbers(episode, self._config)
+            moved = np.diff(value, axis=0)
+            change = np.abs(moved[:, :, None] - steps[None]).argmin(-1)
+            act, phase = (np.asarray(x, np.int64) for x in (episode.actions, episode.phases))
+            parts = (value, change, own.kind, own.at, own.pose, act, phase)
+            made.append(Counted(*(torch.from_numpy(np.ascontiguousarray(x)) for x in parts)))
+        return made
+
+    def batch(self, rng: np.random.Generator, done: float) -> Counted:
+        return _clips(self._counted, rng, CLIPS)
+
+    def loss(self, batch: Counted, done: float) -> tuple[Tensor, dict[str, float]]:
+        loss = self._told(Counted(*(x.to(self.device) for x in batch)))
+        return loss, {"nats": loss.item()}
+
+    def _told(self, clip: Counted) -> Tensor:
+        hidden = torch.zeros(len(clip.value), self._gauges.dim, device=self.device)
+        told = []
+        for t in range(clip.act.shape[1]):
+            blank = torch.zeros_like(clip.kind[:, t])
+            things = Things(clip.kind[:, t], blank + 1, blank, clip.at[:, t], clip.at[:, t])
+            readings = Readings(clip.value[:, t], clip.value[:, t], hidden)
+            odds, hidden = self._gauges(readings, things, clip.pose[:, t], clip.act[:, t], clip.phase[:, t])
+            if t >= WARM:
+                told.append(gauge_loss(odds, clip.change[:, t]))
+        return torch.stack(told).mean()
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> dict[str, float]:
+        """The glyphs; nats of held-out changes; which part of held-out numbers is read right."""
+        rows = [
+            list(to_uint8(self._glyph(g, k) * 2 - 1))
+            for g in range(len(self._gauges.boxes))
+            for k in range(3)
+        ]
+        save_rows(path, rows)
+        clip = _clips(self._count(self._held_out), np.random.default_rng(0), 64)
+        right = total = 0
+        for episode in self._held_out.episodes:
+            ticks = np.arange(1, len(episode.frames), 40)
+            x = to_float(np.array(episode.frames[ticks]), self.device)
+            shown = numbers(episode, self._config)[ticks - self._config.late]
+            right += int((self._gauges.read(x).cpu().numpy() == shown).sum())
+            total += shown.size
+        nats = self._told(Counted(*(x.to(self.device) for x in clip)))
+        return {"nats": float(nats), "read": right / max(1, total)}
+
+    def _glyph(self, gauge: int, place: int) -> Tensor:
+        _, _, width, height = self._gauges.boxes[gauge]
+        return self._gauges.glyphs[gauge, place].unflatten(1, (3, height, width // DIGITS))
+
+
+def numbers(episode: Episode, config: CastConfig) -> Whole:
+    """The numbers (T + 1, G) of an episode."""
+    assert episode.variables is not None, "this source tells no numbers"
+    names = list(episode.header["variables"])
+    told = np.asarray(episode.variables, np.int64)[:, [names.index(n) for n in config.gauges]]
+    return told.clip(0, LARGEST)
+
+
+def glyphs(gauges: Gauges, episodes: list[Episode], values: list[Whole], late: int) -> Tensor:
+    """The mean picture of each digit at each place; one that never stood there is that of all places."""
+    total = torch.zeros_like(gauges.glyphs)
+    count = torch.zeros(*gauges.glyphs.shape[:3], 1)
+    for episode, value in zip(episodes, values, strict=True):
+        ticks = np.arange(late, len(episode.frames), WRITTEN)
+        x = to_float(np.array(episode.frames[ticks]))
+        shown = torch.from_numpy(value[ticks - late])
+        for g in range(len(gauges.boxes)):
+            seen, written = gauges.cut(x, g), digits(shown[:, g])
+            for k in range(DIGITS):
+                total[g, k].index_add_(0, written[:, k], seen[:, k])
+                count[g, k, :, 0] += torch.bincount(written[:, k], minlength=BLANK + 1)
+    mean = total / count.clamp(min=1)
+    every = total.sum(1, keepdim=True) / count.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(count > 0, mean, every)
+
+
+def _changes(values: list[Whole]) -> Tensor:
+    """The commonest changes of each gauge, none among them: (G * CHANGES,)."""
+    rows = []
+    for g in range(values[0].shape[1]):
+        moved = np.concatenate([np.diff(v[:, g]) for v in values])
+        steps, count = np.unique(moved, return_counts=True)
+        best = steps[np.argsort(-count)][:CHANGES].astype(np.float32)
+        rows.append(np.pad(best, (0, CHANGES - len(best)), constant_values=best[0]))
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def _clips(counted: list[Counted], rng: np.random.Generator, count: int) -> Counted:
+    lengths = np.array([len(c.act) for c in counted])
+    ticks = min(WINDOW, int(lengths.min()))
+    clips = []
+    for i in rng.choice(len(counted), count, p=lengths / lengths.sum()):
+        start = int(rng.integers(0, lengths[i] - ticks + 1))
+        own = counted[int(i)]._asdict()
+        short = ("change", "act", "phase")
+        clips.append([x[start : start + ticks + (name not in short)] for name, x in own.items()])
+    return Counted(*(torch.stack(x) for x in zip(*clips, strict=True)))
