@@ -136,6 +136,20 @@ def test_what_comes_out_of_a_thing_is_on_the_players_side_of_it() -> None:
     torch.testing.assert_close(born.at[0, 1], torch.tensor([0.4, 0.0, 0.05]))
 
 
+def test_nobody_walks_through_what_is_solid() -> None:
+    behaviour = a_cast().behaviour
+    behaviour.solid[IMP] = 0.08
+    there = things((IMP, 1, 0.2, 0.0), (CLIP, 3, -0.2, 0.0))
+    start = torch.tensor([[0.1, 0.0]])
+    end = behaviour.beside(there, start, torch.tensor([[0.15, 0.01]]))
+    assert float((end - torch.tensor([[0.2, 0.0]])).norm()) == pytest.approx(0.08, abs=1e-4)
+    assert float(end[0, 1]) > 0.01  # it slides
+    free = torch.tensor([[-0.2, 0.0]])  # a clip is no hindrance
+    assert torch.equal(behaviour.beside(there, start, free), free)
+    inside = torch.tensor([[0.17, 0.0]])
+    assert torch.equal(behaviour.beside(there, inside, inside), inside)  # nobody is thrown out
+
+
 def spots(cast: Cast, *found: tuple[int, int, float, float]) -> Spots:
     """Of kind, look of its kind, depth ahead and column of 8."""
     rows, columns = HEIGHT // 8, WIDTH // 8

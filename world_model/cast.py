@@ -75,6 +75,11 @@ class Camera(NamedTuple):
         down = (self.eye - TALLER * z) / ahead.clamp(min=NEAREST)
         return down / (self.aspect * self.spread) - (1 - 2 * self.horizon)
 
+    @property
+    def lowest(self) -> float:
+        """The lowest row of the view that counts, above a status bar: what stands near ends below it."""
+        return min(0.97, 4 * self.horizon - 1) - 0.04
+
     def column(self, right: Tensor, ahead: Tensor) -> Tensor:
         """The same to the right of the player."""
         return right / (self.spread * ahead.clamp(min=NEAREST))
@@ -216,6 +221,9 @@ class Behaviour(nn.Module):
         """The look with which each kind appears."""
         self.register_buffer("kind_of", torch.zeros(looks + 1))
         """Whose look each is."""
+        self.solid: Tensor
+        self.register_buffer("solid", torch.zeros(kinds + 1))
+        """How near the player gets to the middle of each kind; 0 for what is no hindrance."""
 
     def forward(
         self, things: Things, seen: Tensor, pose_B3: Tensor, act_B: Tensor, phase_B: Tensor, walls: Walls
@@ -286,6 +294,16 @@ class Behaviour(nn.Module):
             ),
             -1,
         )
+
+    def beside(self, things: Things, start_B2: Tensor, end_B2: Tensor) -> Tensor:
+        """Where the player ends who goes from `start` to `end`: no nearer to what is solid than one gets, or
+        than before."""
+        xy, near = things.at[..., :2], self.solid[things.kind]
+        off = end_B2[:, None] - xy
+        away = off.norm(dim=-1)
+        least = torch.minimum(near, (start_B2[:, None] - xy).norm(dim=-1))
+        push = off / away.clamp(min=1e-6)[..., None] * (least - away).clamp(min=0)[..., None]
+        return end_B2 + push.sum(1)
 
     def empty(self, batch: int, device: torch.device | str) -> Things:
         """No things at all."""

@@ -560,7 +560,7 @@ class DreamEngine:
                 views = self._keeper.views(bank, attended)
                 held = self._keeper.blank(bank) if self.use_memory else views
                 felt = dynamics.recollection.felt(held, state.place, state.z)
-            place = dynamics.move(state.place, act_B, state.phase, felt)
+            place = self._beside(state, dynamics.move(state.place, act_B, state.phase, felt))
         after = replace(
             state,
             place=place,
@@ -570,6 +570,17 @@ class DreamEngine:
             tick=state.tick + 1,
         )
         return after, views, retrieved
+
+    def _beside(self, state: DreamState, place: Place) -> Place:
+        """The next place, if things that are solid leave room for it."""
+        if self.model.cast is None or state.things is None:
+            return place
+        end = place.pose[:, :2]
+        beside = self.model.cast.behaviour.beside(state.things, state.place.pose[:, :2], end)
+        if torch.equal(beside, end):
+            return place
+        pose = torch.cat((beside, place.pose[:, 2:]), 1)
+        return place._replace(pose=pose, motion=motion_between(state.place.pose, pose))
 
     def _empty_bank(self, batch: int, channels: int) -> KeyframeBank:
         size, keyframes = self.config.tokenizer, self.config.dynamics.keyframes

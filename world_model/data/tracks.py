@@ -85,14 +85,14 @@ def _clear(
     y = camera.row(where[..., 2] + APPARENT * (where[..., 2] <= 0.01), ahead)
     depth = torch.from_numpy(np.asarray(episode.depth, np.float32)) / data.frame_of_reference[1]
     rows, columns = depth.shape[1:]
-    below = 2 * camera.horizon * 2 - 1  # the status bar is no part of the view
-    inside = (ahead > 0.06) & (ahead < CLEAR) & (x.abs() < 0.97) & (y > -0.97) & (y < min(0.97, below - 0.03))
+    inside = (ahead > 0.06) & (ahead < CLEAR) & (x.abs() < 0.97) & (y > -0.97)
     inside &= torch.from_numpy(kind) > 0
+    near, y = y > camera.lowest, y.clamp(max=camera.lowest)
     column = ((x + 1) / 2 * columns).long().clamp(0, columns - 1)
     row = ((y + 1) / 2 * rows).long().clamp(0, rows - 1)
     there = depth[torch.arange(len(depth))[:, None], row, column]
     seen = inside & ((there - ahead).abs() < SAME_DEPTH)
-    through = inside & (there > ahead + 2 * SAME_DEPTH)
+    through = inside & ~near & (there > ahead + 2 * SAME_DEPTH)
     return (seen.long() + 2 * through.long()).numpy()
 
 

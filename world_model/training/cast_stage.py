@@ -36,7 +36,7 @@ SEEN = 0.25
 """How often a texel has to be seen, compared with the one that is seen most often, to be one of its board."""
 OUTSIDE = 0.5
 """What it costs to be opaque where the depth is another thing's."""
-FLOOR = 0.016
+FLOOR = 0.024
 """Up to this height the floor seems as far away as what stands on it: depth is told of every fourth row."""
 GROUPING = 25, 4
 """Rounds of k-means, and starts, of which the best counts."""
@@ -209,9 +209,11 @@ class SpritesStage:
                 mine = (group == j)[:, None, None, None]
                 if not bool(mine.any()):
                     continue
-                weight = (own.mask & own.inside)[:, None] * mine
+                # Near the floor nobody knows what is the thing's: it begins half opaque.
+                weight = ((own.mask | own.floor) & own.inside)[:, None] * mine
                 colour = (own.picture * weight).sum(0) / weight.sum(0).clamp(min=0.5)
-                often = weight.sum(0) / (own.inside[:, None] * mine).sum(0).clamp(min=0.5)
+                part = torch.where(own.floor, 0.5, own.mask.float())[:, None] * own.inside[:, None] * mine
+                often = part.sum(0) / (own.inside[:, None] * mine).sum(0).clamp(min=0.5)
                 paint = torch.cat((colour * 2 - 1, torch.logit(often.float().clamp(0.02, 0.98))))
                 self._sprites.paint.data[1 + (kind - 1) * each + j] = paint.to(self.device)
 
@@ -337,6 +339,9 @@ PARENT = 0.13
 """What appears nearer to something that was there before than this came out of it."""
 JUMP = 0.12
 """No thing moves so far in a tick."""
+NEARLY_NEVER, SOLID = 0.002, 0.05
+"""Part of the time that the player is nearer to a thing than its kind lets one come, and how near that has to
+be, in half extents, for a kind to be solid."""
 GATE = 0.02
 """Gates are farther apart than this."""
 WARM = 16
@@ -384,6 +389,14 @@ class BehaviourStage:
             off = [o for k, o in beside if k == kind]
             if off:
                 self._behaviour.offset[kind] = torch.from_numpy(np.median(off, axis=0))
+        for kind in range(1, self._config.kinds + 1):
+            away = [
+                np.linalg.norm(own.at[t, n, :2] - own.pose[t, :2], axis=1)
+                for own in tracks
+                for t, n in (np.nonzero(own.kind == kind),)
+            ]
+            near = float(np.quantile(np.concatenate(away), NEARLY_NEVER)) if sum(map(len, away)) else 0.0
+            self._behaviour.solid[kind] = near if near > SOLID else 0.0
         each = self._config.looks_each
         kinds = torch.arange(self._config.looks) // each + 1
         self._behaviour.kind_of[1:] = kinds.float()
@@ -643,7 +656,7 @@ class SpotterStage:
             pose, at = torch.from_numpy(own.pose[t]), torch.from_numpy(own.at[t, slots])
             ahead, right = into_view(at[:, :2], pose)
             x = self._camera.column(right, ahead)
-            y = self._camera.row(at[:, 2] + ANCHOR * (at[:, 2] < 0.01), ahead)
+            y = self._camera.row(at[:, 2] + ANCHOR * (at[:, 2] < 0.01), ahead).clamp(max=self._camera.lowest)
             across = (x + 1) / 2 * columns
             looks = _labelled_at(data, i, t, own.moment(t), self._world.cast.sprites, self._camera)
             for k in ahead.argsort(descending=True).tolist():  # the nearest last: it hides the others

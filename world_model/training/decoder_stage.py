@@ -4,6 +4,10 @@ The encoder and the dynamics stay as they are. The decoder sees latents that the
 ones, and is held to the texture of real frames: the energy of second differences, block by block. Without
 that term the mean of all possible grains is no grain, and walls turn to plastic.
 
+In a world with a cast what is decoded with the map's detail are latents of a dream that went on by itself for
+a while. Shown those of real frames, the decoder would learn that they show things, and let them shine through
+those of the cast.
+
 In a world that carries, what paints from the latent alone stays as it is too, for the dynamics look at its
 pictures again: only how the map's detail is painted is learned.
 """
@@ -25,7 +29,7 @@ from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.dataset import lively as lively_in
 from world_model.data.tracks import Track
 from world_model.dream import WorldModel
-from world_model.dynamics import Retrieved
+from world_model.dynamics import Retrieved, Step
 from world_model.map import Detail
 from world_model.precision import mixed_precision
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
@@ -41,6 +45,8 @@ from world_model.training.tokenizer_stage import (
 
 AGAIN = 3
 """Steps on other parts of the same pictures, after the first: dreaming them costs most of it."""
+ALONE, LONG = 12, 24
+"""Ticks that a dream of a world with a cast goes on by itself before it is decoded, and at the longest."""
 TEXTURE_WEIGHT = 0.7
 """Of pictures that are decoded with the map's detail, or from latents that the head painted."""
 PATTERN_WEIGHT = 5.0
@@ -110,6 +116,7 @@ class DecoderStage:
         config, self._tracks = world.config.cast, list[Track]()
         if config is not None:
             self._tracks = all_tracks(data, config, world.camera)
+            self._clip_ticks = LONG
 
     def batch(self, rng: np.random.Generator, done: float) -> DecoderBatch:
         picks = rng.choice(len(self._data.episodes), self._batch_size)
@@ -117,7 +124,8 @@ class DecoderStage:
         places = [(int(i), int(rng.integers(0, n + 1))) for i, n in zip(picks, last, strict=True)]
         keyframes = self._world.config.dynamics.retrieved
         clips = self._data.clips(places, self._clip_ticks, keyframes, rng)
-        ticks = rng.integers(4, self._clip_ticks, (self._batch_size, self._per_clip))
+        first = ALONE if self._tracks else 4
+        ticks = rng.integers(first, self._clip_ticks, (self._batch_size, self._per_clip))
         at = [(i, int(start + 1 + t)) for (i, start), row in zip(places, ticks, strict=True) for t in row]
         shown = [(self._data.episodes[i], t) for i, t in at]
         view = view_rows(self._world.config)
@@ -152,20 +160,22 @@ class DecoderStage:
         x = to_float(batch.frames, self.device)
         with mixed_precision(self.device.type):
             if self._painted is None:
-                self._painted = self._paint(clips)[rows, ticks].flatten(0, 1)
+                dreamed = self._dream(clips) if self._tracks else self._paint(clips)
+                self._painted = dreamed[rows, ticks].flatten(0, 1)
             painted = self._painted
             level = torch.rand(len(clean), 1, 1, 1, device=self.device) * LATENT_NOISE
             noised = clean + level * torch.randn_like(clean)
-            detail = self._detail(clips, rows, ticks)
+            detail, shown = self._detail(clips, rows, ticks), noised
             if detail is not None and batch.things is not None:
                 overlay = batch.things.to(self.device)
                 detail = detail._replace(things=torch.cat((overlay, overlay)))
+                shown = painted
             cut = self._cut()
-            x, noised, painted = cut(x), cut(noised), cut(painted)
+            x, noised, painted, shown = cut(x), cut(noised), cut(painted), cut(shown)
             detail = None if detail is None else Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
             decode = self._world.tokenizer.decode
             alone = None if self._world.dynamics.carry is not None else decode(_last(noised))
-            out = decode(_last(torch.cat((noised, painted))), detail)
+            out = decode(_last(torch.cat((shown, painted))), detail)
         target = torch.cat((x, x))
         lively = cut(torch.from_numpy(batch.lively)).numpy()
         texture = texture_loss(out, target)
@@ -213,6 +223,22 @@ class DecoderStage:
             assert recollection is not None and views is not None
             detail = recollection.detail(views._replace(held=views.held[rows, ticks]), pose)
         return Detail(*(None if d is None else torch.cat((d, d)) for d in detail))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _dream(self, clips: Clips) -> Tensor:
+        """The head's latents (B, T, C, h, w), tick by tick from the fourth on."""
+        world, dynamics = self._world, self._world.dynamics
+        assert clips.past_pose is not None, "a cast needs a map"
+        retrieved = Retrieved(clips.past, clips.past_age, clips.past_pose)
+        step, state = own_steps(dynamics, clips), dynamics.trunk.init_state(len(clips.act), self.device)
+        z, painted = clips.z[:, 0], []
+        for t in range(clips.act.shape[1]):
+            now = Step(*(s[:, t] for s in step))
+            out, state = dynamics.trunk.step(z, clips.act[:, t], clips.phase[:, t], now, retrieved, state)
+            fed = world.paint(torch.randn_like(z), out, z, now.motion, world.config.head_steps)
+            painted.append(fed)
+            z = clips.z[:, t + 1] if t < 4 else fed
+        return torch.stack(painted, 1)
 
     @torch.no_grad()
     def _paint(self, clips: Clips) -> Tensor:
