@@ -26,7 +26,7 @@ from world_model.training.run import describe_world, foreign_stages
 from world_model.types import WorldError
 
 CAST = CastConfig(("imp", "clip"), looks_each=2, slots=4, ways=3, gates=2, texels=8, hidden=8)
-CASTING = replace(TINY, cast=CAST, tokenizer=replace(TINY.tokenizer, blend=True))
+CASTING = replace(TINY, cast=CAST, tokenizer=replace(TINY.tokenizer, blend=True, glass=True))
 SIZE = (HEIGHT, WIDTH)
 CAMERA = Camera(torch.tensor(1.0), 0.1, 0.5, HEIGHT / WIDTH)
 IMP, CLIP = 1, 2

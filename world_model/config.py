@@ -51,6 +51,8 @@ class TokenizerConfig:
     """Channels on the grids 64 x 40 and 128 x 80 that a map adds to what is decoded; 0 without a map."""
     blend: bool = False
     """Whether the decoder chooses at each pixel between the latent and the map's detail."""
+    glass: bool = False
+    """Whether it says at each pixel what is drawn on the glass, before all things of a cast."""
 
     def __post_init__(self) -> None:
         _check_fields(self)

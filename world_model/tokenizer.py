@@ -62,6 +62,7 @@ class Decoder(nn.Module):
     In a world with a map it may be given the map's detail on the grids 64 x 40 and 128 x 80 as well: then the
     detail paints, and the latent corrects it. Where the detail is not known, the latent paints, and with
     `blend` wherever it shows something that no map holds: its picture is the same as without the detail.
+    Things of a cast are laid over both, but for what is on the glass before them: a weapon, a muzzle flash.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
             nn.PixelShuffle(4),
         )
         told = all(config.detail_dim)
-        self.detail = DetailPainter(config.detail_dim, fine, config.blend) if told else None
+        self.detail = DetailPainter(config.detail_dim, fine, config.blend, config.glass) if told else None
 
     def forward(self, z_BCHW: Tensor, detail: Detail | None = None) -> Tensor:
         if detail is None or self.detail is None:
@@ -94,17 +95,21 @@ class Decoder(nn.Module):
         x = self.layers[:FINE](z_BCHW)
         x = self.layers[FINE:-2](x if self.detail.enter is None else x + self.detail.enter(detail[0]))
         painted = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
-        if detail[3] is not None:
-            colour, opaque = detail[3][:, :3], detail[3][:, 3:]
-            painted = painted * (1 - opaque) + 2 * colour - opaque
         share = None if detail[2] is None else inner(detail[2])
         if self.detail.choose is not None:
             chosen = torch.sigmoid(F.pixel_shuffle(self.detail.choose(x), 4).float())
             share = chosen if share is None else share * chosen
-        if share is None:
-            return painted.float()
-        alone = self.layers[-2:](x).float()
-        return alone + share * (painted.float() - alone)
+        picture = painted.float()
+        if share is not None:
+            alone = self.layers[-2:](x).float()
+            picture = alone + share * (picture - alone)
+        if detail[3] is None:
+            return picture
+        colour, opaque = detail[3][:, :3], detail[3][:, 3:]
+        shown = 2 * colour - opaque * (1 + picture)  # by how much things change it
+        if self.detail.glass is not None:
+            shown = shown * torch.sigmoid(-F.pixel_shuffle(self.detail.glass(x), 4).float())
+        return picture + shown
 
 
 Detail = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -117,6 +122,8 @@ def inner(known_B1HW: Tensor) -> Tensor:
     return F.interpolate(known_B1HW, scale_factor=4) * (2 * smooth - 1).clamp(min=0)
 
 
+CLEAR_GLASS = -2.0
+"""Logit of what is on the glass, to start with: little."""
 FINE = 10
 """First of the decoder's layers on its finest grid."""
 
@@ -124,11 +131,17 @@ FINE = 10
 class DetailPainter(nn.Module):
     """How the decoder uses the detail of a map; starts by painting from the detail alone."""
 
-    def __init__(self, detail_dim: tuple[int, int], fine: int, blend: bool = False) -> None:
+    def __init__(
+        self, detail_dim: tuple[int, int], fine: int, blend: bool = False, glass: bool = False
+    ) -> None:
         super().__init__()
         self.enter = None if blend else nn.Conv2d(detail_dim[0], fine, 1)
         self.correct = nn.Conv2d(fine, 48, 1)
         self.choose = nn.Conv2d(fine, 16, 1) if blend else None
+        self.glass = nn.Conv2d(fine, 16, 1) if glass else None
+        if self.glass is not None:
+            nn.init.zeros_(self.glass.weight)
+            nn.init.constant_(self.glass.bias, CLEAR_GLASS)  # type: ignore[arg-type]
         self.out = nn.Conv2d(detail_dim[1], 12, 3, padding=1)
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]

@@ -339,6 +339,9 @@ class Prefetcher(Generic[T]):
             yield item
 
     def close(self) -> None:
+        """Ends the thread: one that computes while the program ends would abort it."""
         self._stop.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        while self._thread.is_alive():
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._thread.join(0.05)

@@ -382,7 +382,7 @@ def describe_world(name: str, episodes: list[Episode]) -> WorldConfig:
             paint_bits=config.dynamics.paint_bits if audio is None else PAINT_WITH_SOUND,
         ),
         tokenizer=dataclasses.replace(
-            config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL), blend=carries
+            config.tokenizer, detail_dim=(DETAIL_CHANNELS, FINE_DETAIL), blend=carries, glass=cast is not None
         ),
         pose_origin=(round(float(centre[0]), 1), round(float(centre[1]), 1)),
         pose_scale=scale,
