@@ -17,7 +17,7 @@ from world_model.data.dataset import Clips, LatentDataset, load_split
 from world_model.dream import DreamEngine
 from world_model.dynamics import Step, TrunkOutput
 from world_model.field import centres
-from world_model.map import SEEN_CHANNELS
+from world_model.map import SEEN_CHANNELS, Detail
 from world_model.training import tokenizer_stage
 from world_model.training.carry_stage import CarryStage
 from world_model.training.decoder_stage import DecoderStage
@@ -256,8 +256,8 @@ def test_where_the_latent_is_chosen_the_picture_is_that_of_the_latent_alone() ->
     assert decoder.detail is not None and decoder.detail.choose is not None
     z, cells = torch.randn(1, 4, 2, 4), (HEIGHT // 2, WIDTH // 2)
     coarse = torch.randn(1, TINY.tokenizer.detail_dim[0], HEIGHT // 4, WIDTH // 4)
-    detail = coarse, torch.randn(1, TINY.tokenizer.detail_dim[1], *cells), None
-    alone, painted = decoder(z), decoder.detail.paint(detail[1])
+    detail = Detail(coarse, torch.randn(1, TINY.tokenizer.detail_dim[1], *cells))
+    alone, painted = decoder(z), decoder.detail.paint(detail.fine)
     for layer in (decoder.detail.choose, decoder.detail.correct):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from world_model.data.collect import _pack_things
 from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.data.sources import Observation, Thing
+from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail
 from world_model.training.cast_stage import cast_stage
 from world_model.training.decoder_stage import DecoderStage
 from world_model.training.run import describe_world, foreign_stages
@@ -107,6 +108,26 @@ def test_the_nearer_thing_hides_the_farther_one_and_walls_hide_both() -> None:
     assert not in_sight(behind, at_back, CAMERA, open_space).any()
     assert not cast.sprites(behind, at_back, CAMERA, open_space, SIZE).any()
     assert not cast.sprites(things((CLIP, 0, 0.4, 0.0)), HERE, CAMERA, open_space, SIZE).any()
+
+
+def test_things_are_before_all_but_what_is_on_the_glass() -> None:
+    decoder = tiny_model(config=CASTING).tokenizer.decoder
+    assert decoder.detail is not None and decoder.detail.glass is not None
+    rows, columns = LATENT_GRID
+    z = torch.randn(1, 4, rows, columns)
+    coarse = torch.randn(1, DETAIL_CHANNELS, 4 * rows, 4 * columns)
+    fine = torch.randn(1, FINE_DETAIL, 8 * rows, 8 * columns)
+    overlay = torch.zeros(1, 4, HEIGHT, WIDTH)
+    overlay[:, [0, 3], :, : WIDTH // 2] = 1.0  # the left half is red
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, HEIGHT, WIDTH // 2)
+    with torch.no_grad():
+        torch.nn.init.zeros_(decoder.detail.glass.weight)
+        behind = decoder(z, Detail(coarse, fine))[0]
+        for glass, left in ((-30.0, red), (30.0, behind[..., : WIDTH // 2])):
+            torch.nn.init.constant_(decoder.detail.glass.bias, glass)  # type: ignore[arg-type]
+            picture = decoder(z, Detail(coarse, fine, things=overlay))[0]
+            torch.testing.assert_close(picture[..., : WIDTH // 2], left, rtol=0, atol=1e-4)
+            torch.testing.assert_close(picture[..., WIDTH // 2 :], behind[..., WIDTH // 2 :])
 
 
 def test_what_is_drawn_moves_changes_goes_and_comes() -> None:
