@@ -21,6 +21,7 @@ from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.data.sources import Observation, Thing
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail
+from world_model.place import Place
 from world_model.training.cast_stage import cast_stage
 from world_model.training.decoder_stage import DecoderStage
 from world_model.training.run import describe_world, foreign_stages
@@ -238,6 +239,16 @@ def test_a_state_with_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> Non
     packed = world.pack_state(replace(state, dream=replace(state.dream, things=bad)))
     with pytest.raises(WorldError, match="things"):
         world.unpack_state(packed)
+
+
+def test_who_stands_still_without_a_key_sees_the_same_picture_behind_the_things(tmp_path: Path) -> None:
+    engine = load_world(tiny_world(tmp_path / "w", config=CASTING))._engine
+    still, zeros = torch.zeros(1, 6, dtype=torch.long), torch.zeros(1, 3)
+    rest = Place(zeros, zeros, zeros, still)
+    assert engine._idle(rest).tolist() == [True]
+    assert engine._idle(rest._replace(motion=zeros + 0.01)).tolist() == [False]
+    assert engine._idle(rest._replace(history=still + torch.eye(6, dtype=torch.long)[:1])).tolist() == [False]
+    assert engine._idle(rest._replace(history=still - 1)).tolist() == [False]  # nobody knows
 
 
 def test_other_seeds_other_things(tmp_path: Path) -> None:

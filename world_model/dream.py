@@ -504,6 +504,8 @@ class DreamEngine:
         with self._precision():
             noise, motion = self._noise(state), after.place.motion
             z = self.model.paint(noise, out, state.z, motion, self.head_steps)
+            if self.model.cast is not None:
+                z = torch.where(self._idle(after.place)[:, None, None, None], state.z, z)
             acting = perf_counter()
             acted = self._act(state, state.place.pose, act_B)
         if acted is not state:
@@ -570,6 +572,13 @@ class DreamEngine:
             tick=state.tick + 1,
         )
         return after, views, retrieved
+
+    def _idle(self, place: Place) -> Tensor:
+        """Which players (B,) have stood still for a while without a key. Where things are kept apart nothing
+        else moves then: what is painted hundreds of times over would become something else."""
+        keyless = torch.tensor([not a.default_keys for a in self.config.actions], device=self.device)
+        idle = (place.history >= 0) & keyless[place.history.clamp(min=0)]
+        return idle.all(-1) & (place.motion.abs() < AT_REST).all(-1)
 
     def _beside(self, state: DreamState, place: Place) -> Place:
         """The next place, if things that are solid leave room for it."""
