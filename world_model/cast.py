@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.config import CastConfig
-from world_model.field import centres
+from world_model.field import centres, compass
 from world_model.recall import into_view, onto_plan
 
 TALLER = 1.2
@@ -157,11 +157,9 @@ class Sprites(nn.Module):
             ends = onto_plan(depth, x * camera.spread * depth, pose_B3[b])
             free = free_sight(walls, pose_B3[b, :2].expand_as(ends), ends)
             seen = seen * free
-            r = slice(int(inside_y.to(torch.uint8).argmax()), 0)
-            r = slice(r.start, r.start + len(down))
-            c = slice(int(inside_x.to(torch.uint8).argmax()), 0)
-            c = slice(c.start, c.start + len(x))
-            overlay[b, :, r, c] = overlay[b, :, r, c] * (1 - seen[3:]) + seen
+            first_row, first_column = (int(i.to(torch.uint8).argmax()) for i in (inside_y, inside_x))
+            behind = overlay[b, :, first_row:, first_column:][:, : len(down), : len(x)]
+            behind.copy_(behind * (1 - seen[3:]) + seen)
         return overlay
 
 
@@ -265,7 +263,7 @@ class Behaviour(nn.Module):
         aimed = there & seen & (right.abs() < AIM)
         front = ahead.masked_fill(~aimed, 9.0)
         first = aimed & (front <= front.amin(1, keepdim=True))
-        around = torch.cat([_ring(radius, xy.device) for radius in AROUND])
+        around = torch.cat([compass(radius, xy.device) for radius in AROUND])
         felt = walls(xy[..., None, :] + around).detach().clamp(-0.04, 0.04) / 0.04
         numbers = torch.cat(
             (
@@ -359,11 +357,6 @@ def pick(logits: Tensor, chance: Tensor) -> Tensor:
     """An index (...) by its odds, for chances (...) in [0, 1)."""
     odds = logits.float().softmax(-1).cumsum(-1)
     return (odds < chance[..., None] * odds[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _ring(radius: float, device: torch.device) -> Tensor:
-    angle = torch.arange(8, device=device) * (torch.pi / 4)
-    return radius * torch.stack((angle.cos(), angle.sin()), -1)
 
 
 class Spots(NamedTuple):

@@ -573,11 +573,14 @@ class DreamEngine:
         )
         return after, views, retrieved
 
+    @cached_property
+    def _keyless(self) -> Tensor:
+        return torch.tensor([not a.default_keys for a in self.config.actions], device=self.device)
+
     def _idle(self, place: Place) -> Tensor:
         """Which players (B,) have stood still for a while without a key. Where things are kept apart nothing
         else moves then: what is painted hundreds of times over would become something else."""
-        keyless = torch.tensor([not a.default_keys for a in self.config.actions], device=self.device)
-        idle = (place.history >= 0) & keyless[place.history.clamp(min=0)]
+        idle = (place.history >= 0) & self._keyless[place.history.clamp(min=0)]
         return idle.all(-1) & (place.motion.abs() < AT_REST).all(-1)
 
     def _beside(self, state: DreamState, place: Place) -> Place:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from world_model.cast import Camera
+from world_model.cast import ANCHOR, Camera
 from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode
 from world_model.recall import into_view
@@ -25,8 +25,6 @@ CLEAR = 0.6
 """Depth up to which looks are told apart."""
 SAME_DEPTH = 0.022
 """By which depths of one thing may differ."""
-APPARENT = 0.03
-"""Height over a thing's foot at which it is asked whether something is before it."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -82,7 +80,7 @@ def _clear(
     where = torch.from_numpy(at)
     ahead, right = into_view(where[..., :2], torch.from_numpy(pose)[:, None])
     x = camera.column(right, ahead)
-    y = camera.row(where[..., 2] + APPARENT * (where[..., 2] <= 0.01), ahead)
+    y = camera.row(where[..., 2] + ANCHOR * (where[..., 2] <= 0.01), ahead)
     depth = torch.from_numpy(np.asarray(episode.depth, np.float32)) / data.frame_of_reference[1]
     rows, columns = depth.shape[1:]
     inside = (ahead > 0.06) & (ahead < CLEAR) & (x.abs() < 0.97) & (y > -0.97)

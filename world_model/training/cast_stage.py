@@ -183,18 +183,9 @@ class SpritesStage:
                 with torch.no_grad(), mixed_precision(self.device.type):
                     painted = decoder.detail.paint(place.map.detail(pose[None].to(self.device)).fine)
                 behind = painted[0].float().cpu().clamp(-1, 1)
-            slots = moment[:, 2]
-            kind, at = torch.from_numpy(own.kind[t, slots]), torch.from_numpy(own.at[t, slots])
-            how = (at, board[kind], pose, self._camera, self._config.texels)
-            seen, inside = crop(torch.cat((frame, behind)), *how, "bilinear")
-            depth = torch.from_numpy(data.depth(episode, t))[None]
-            there, _ = crop(depth, *how, "nearest")
-            ahead, _ = into_view(at[:, :2], pose)
-            off = there[:, 0] - ahead[:, None, None]
-            seen = (seen + 1) / 2
-            floor = near_floor(at, board[kind], self._config.texels)
-            mask, free = (off.abs() < SAME_DEPTH) & ~floor, inside & (off > -SAME_DEPTH)
-            parts.append(Crops(kind, seen[:, :3], seen[:, 3:], mask, floor, free, ahead))
+            depth = torch.from_numpy(data.depth(episode, t))
+            size = self._config.texels
+            parts.append(_crops(own, t, moment[:, 2], frame, behind, depth, board, self._camera, size))
         return Crops(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
     def _begin(self, crops: Crops) -> None:
@@ -216,6 +207,32 @@ class SpritesStage:
                 often = part.sum(0) / (own.inside[:, None] * mine).sum(0).clamp(min=0.5)
                 paint = torch.cat((colour * 2 - 1, torch.logit(often.float().clamp(0.02, 0.98))))
                 self._sprites.paint.data[1 + (kind - 1) * each + j] = paint.to(self.device)
+
+
+def _crops(
+    own: Track,
+    tick: int,
+    slots: NDArray[np.int64],
+    frame: Tensor,
+    behind: Tensor,
+    depth: Tensor,
+    board: Tensor,
+    camera: Camera,
+    texels: int,
+) -> Crops:
+    """What a picture (3, H, W) in [-1, 1], what is behind it and its depth (h, w) show where the things of
+    some slots stand."""
+    kind, at = torch.from_numpy(own.kind[tick, slots]), torch.from_numpy(own.at[tick, slots])
+    pose = torch.from_numpy(own.pose[tick])
+    how = (at, board[kind], pose, camera, texels)
+    seen, inside = crop(torch.cat((frame, behind)), *how, "bilinear")
+    there, _ = crop(depth[None], *how, "nearest")
+    ahead, _ = into_view(at[:, :2], pose)
+    off = there[:, 0] - ahead[:, None, None]
+    seen = (seen + 1) / 2
+    floor = near_floor(at, board[kind], texels)
+    mask, free = (off.abs() < SAME_DEPTH) & ~floor, inside & (off > -SAME_DEPTH)
+    return Crops(kind, seen[:, :3], seen[:, 3:], mask, floor, free, ahead)
 
 
 def near_floor(at_N3: Tensor, board_N3: Tensor, texels: int) -> Tensor:
@@ -270,24 +287,25 @@ def grouped(crops: Crops, groups: int) -> Tensor:
 
 def composed(sprites: Sprites, crops: Crops, look: Tensor) -> Tensor:
     """The crops as they are painted: a look (K,) over what is behind it, (K, 3, S, S) in [0, 1]."""
-    paint = sprites.painted(look, crops.ahead)
-    size = crops.picture.shape[-1]
-    if paint.shape[-1] != size:
-        paint = F.adaptive_avg_pool2d(paint, size)
+    paint = _sized(sprites.painted(look, crops.ahead), crops)
     return paint[:, :3] + (1 - paint[:, 3:]) * crops.behind
+
+
+def _sized(paint: Tensor, crops: Crops) -> Tensor:
+    """Paint with as many rows and columns as crops have."""
+    size = crops.picture.shape[-1]
+    return paint if paint.shape[-1] == size else F.adaptive_avg_pool2d(paint, size)
 
 
 @torch.no_grad()
 def tell_looks(sprites: Sprites, crops: Crops) -> Tensor:
     """The look (K,) of its kind that fits each crop best: by colour where it is opaque, and by outline."""
     each = sprites.config.looks_each
-    size = crops.picture.shape[-1]
     error = []
     for j in range(each):
         look = 1 + (crops.kind - 1) * each + j
         paint = sprites.painted(look.to(sprites.paint.device), crops.ahead.to(sprites.paint.device)).cpu()
-        if paint.shape[-1] != size:
-            paint = F.adaptive_avg_pool2d(paint, size)
+        paint = _sized(paint, crops)
         opaque = paint[:, 3:]
         miss = (paint[:, :3] - opaque * crops.picture).square().sum(1, keepdim=True)
         outline = (opaque - crops.mask[:, None].float()).square() * ~crops.floor[:, None]
@@ -669,13 +687,11 @@ class SpotterStage:
         return Shown(frames, kind, look, aside, depth, height)
 
     def loss(self, batch: Shown, done: float) -> tuple[Tensor, dict[str, float]]:
-        told, losses = self._miss(batch)
-        del told
-        return sum(losses.values(), torch.zeros((), device=self.device)), {
-            k: v.item() for k, v in losses.items()
-        }
+        losses = self._miss(batch)
+        total = sum(losses.values(), torch.zeros((), device=self.device))
+        return total, {k: v.item() for k, v in losses.items()}
 
-    def _miss(self, batch: Shown) -> tuple[Spots, dict[str, Tensor]]:
+    def _miss(self, batch: Shown) -> dict[str, Tensor]:
         with mixed_precision(self.device.type):
             x = to_float(batch.pictures, self.device).contiguous(memory_format=torch.channels_last)
             spots: Spots = self._spotter(x)
@@ -692,7 +708,7 @@ class SpotterStage:
         off = ((spots.aside - aside).abs() * there).sum() / count
         far = ((spots.depth - depth).abs() * there).sum() / count
         high = ((spots.height - height).abs() * there).sum() / count / HEIGHT_UNIT
-        return spots, {"kind": which, "look": how, "aside": 0.5 * off, "depth": 3 * far, "height": high}
+        return {"kind": which, "look": how, "aside": 0.5 * off, "depth": 3 * far, "height": high}
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
@@ -743,17 +759,10 @@ def _labelled_at(
     look = np.full(one.kind.shape[1], -1, np.int64)
     if not len(slots):
         return look
-    pose = torch.from_numpy(one.pose[0])
-    kind, at = torch.from_numpy(one.kind[0, slots]), torch.from_numpy(one.at[0, slots])
-    how = (at, sprites.board.cpu()[kind], pose, camera, LABELLED)
-    frame = (to_float(np.array(data.episodes[index].frames[tick])[None])[0] + 1) / 2
-    seen, inside = crop(frame, *how, "bilinear")
-    there, _ = crop(torch.from_numpy(data.depth(data.episodes[index], tick))[None], *how, "nearest")
-    ahead, _ = into_view(at[:, :2], pose)
-    off = there[:, 0] - ahead[:, None, None]
-    floor = near_floor(at, how[1], LABELLED)
-    mask, free = (off.abs() < SAME_DEPTH) & ~floor, inside & (off > -SAME_DEPTH)
-    crops = Crops(kind, seen, seen, mask, floor, free, ahead)
+    episode, board = data.episodes[index], sprites.board.cpu()
+    frame = to_float(np.array(episode.frames[tick])[None])[0]
+    depth = torch.from_numpy(data.depth(episode, tick))
+    crops = _crops(one, 0, slots, frame, frame, depth, board, camera, LABELLED)
     look[slots] = tell_looks(sprites, crops).numpy()
     return look
 
