@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from one_room import ASPECT, LENS, keyframes
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, tiny_model, tiny_world
 from world_model import keeper as keeping
+from world_model import recollection as recollecting
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Held, Remembered
@@ -20,7 +22,7 @@ from world_model.evaluation.worlds import AblatedDream
 from world_model.memory import APART, KeyframeBank, apart
 from world_model.place import HISTORY
 from world_model.precision import native_dtype
-from world_model.recall import Views, look, shrunk
+from world_model.recall import Views, look, shrunk, walls_near
 from world_model.scenes import Past, Scene, load_scene, save_scene
 from world_model.training.dynamics_stage import own_views
 from world_model.training.publish import SCENE_TICKS, make_scene
@@ -225,19 +227,24 @@ def test_a_past_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             load_scene(tmp_path, "scene1", (HEIGHT, WIDTH), 4, 6)
 
 
-def test_walls_are_doubted_once_a_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walls_out_of_reach_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which walls are in the player's way is asked of those near by alone."""
     engine = DreamEngine(tiny_model(config=RECALLING))
     obs = tiny_frames(30)
     act, phase = np.full((1, 29), 1, np.int64), np.zeros(1, np.int64)
     state = engine.start(engine.encode(obs)[None], act, phase, obs=obs[None])
     keeper, recollection = engine._keeper, engine.model.dynamics.recollection
     assert keeper is not None and recollection is not None and int(state.bank.filled.sum()) > 1
-    views = keeper.blank(state.bank)
-    fresh = recollection.felt(views._replace(doubt=None), state.place, state.z)
-    felt = recollection.felt(views, state.place, state.z)
-    assert felt.doubt is not None and fresh.doubt is not None and torch.equal(felt.doubt, fresh.doubt)
-    monkeypatch.setattr(keeping, "doubted", None)
-    keeper.blank(state.bank)
+    felt = recollection.felt(keeper.blank(state.bank), state.place, state.z)
+    felt = felt._replace(wall=torch.full_like(felt.wall, 0.022))
+    numbers = felt, recollection.lens, state.place.pose[:, :2]
+    assert walls_near(*numbers, torch.full((1, 1), 9.0)).shown.any()
+    assert not walls_near(*numbers, torch.zeros(1, 1)).shown.any()
+    now = state.place, torch.tensor([1]), torch.tensor([0]), felt
+    moved = recollection.move(*now)
+    everywhere = partial(walls_near, reach_B1=torch.full((1, 1), 9.0))
+    monkeypatch.setattr(recollecting, "walls_near", lambda views, lens, xy, _: everywhere(views, lens, xy))
+    torch.testing.assert_close(recollection.move(*now).pose, moved.pose)
 
 
 def test_ablations_change_what_is_dreamed() -> None:

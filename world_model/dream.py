@@ -25,6 +25,7 @@ from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, Trunk
 from world_model.gauges import Gauges, Readings
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
+from world_model.packing import pack
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
 from world_model.recall import Views
 from world_model.recollection import Glimpse
@@ -122,6 +123,7 @@ class WorldModel(nn.Module):
         if stride is not None:
             stride.float()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pack(self)
         return self.eval().requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ Lengths are in half extents of the map. F frames, R rows and C columns of lines 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -190,9 +191,11 @@ class Surfaces(nn.Module):
         return centres(rows, device) + (1 - 2 * self.horizon)
 
 
+@cache
 def centres(count: int, device: torch.device) -> Tensor:
-    """Middles of `count` equal parts of (-1, 1)."""
-    return (torch.arange(count, device=device) + 0.5) * 2 / count - 1
+    """Middles of `count` equal parts of (-1, 1); made once, so not to be changed."""
+    with torch.inference_mode(False):
+        return (torch.arange(count, device=device) + 0.5) * 2 / count - 1
 
 
 def march_steps(device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from world_model.memory import KeyframeBank
-from world_model.recall import Views, doubted, known_part, retrieve, shrunk, worth
+from world_model.recall import Views, known_part, retrieve, shrunk, worth
 from world_model.recollection import COARSE_STEP, Glimpse, Recollection, nothing_held
 
 KNOWN = 0.5
@@ -32,7 +32,6 @@ class Keeper:
     def __init__(self, recollection: Recollection, recalled: int) -> None:
         self._recollection, self._recalled = recollection, recalled
         self._small = WeakIdKeyDictionary()
-        self._doubt = WeakIdKeyDictionary()  # by the walls of banks: they change together with all else
         self._worth, self._views, self._glimpse = Latest(), Latest(), Latest()
 
     def offer(
@@ -96,10 +95,7 @@ class Keeper:
         assert bank.walls is not None
         blank = bank.walls.new_zeros(*bank.filled.shape, 0)
         held = bank.filled[:, None]
-        views = Views(blank, bank.pose, bank.walls, held, age=_age(bank), imagined=bank.imagined)
-        if bank.walls not in self._doubt:
-            self._doubt[bank.walls] = doubted(views, views, self._recollection.lens)
-        return views._replace(doubt=self._doubt[bank.walls])
+        return Views(blank, bank.pose, bank.walls, held, age=_age(bank), imagined=bank.imagined)
 
     def views(self, bank: KeyframeBank, positions_BR: Tensor) -> Views:
         """The keyframes at these positions, to look at; without positions, such as hold nothing."""

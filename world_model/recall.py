@@ -47,8 +47,8 @@ class Views(NamedTuple):
     """Keyframes to look at: image uint8 (B, K, 3, H, W); pose (B, K, 3); wall (B, K, C), the depth of the
     wall in each column; held (B, T, K), or (B, 1, K) for all of the T poses that are looked from; small
     (B, K, 3, h, w) the pictures as `shrunk` makes them, where somebody keeps them; age (B, K) in ticks, for
-    dreams whose reckoning goes astray with time; doubt (B, K, C - 1), see `doubted`, where it is known;
-    imagined (B, K), whether a dream painted them, where there are such."""
+    dreams whose reckoning goes astray with time; imagined (B, K), whether a dream painted them, where there
+    are such."""
 
     image: Tensor
     pose: Tensor
@@ -56,7 +56,6 @@ class Views(NamedTuple):
     held: Tensor
     small: Tensor | None = None
     age: Tensor | None = None
-    doubt: Tensor | None = None
     imagined: Tensor | None = None
 
 
@@ -124,7 +123,7 @@ def joined(views: Views) -> Tensor:
 
 
 class Walls(NamedTuple):
-    """Walls near keyframes as lines on the plan: ends (B, 1, N, 2) twice, and which count (B, 1, N)."""
+    """Some walls as lines on the plan: ends (B, N, 2) twice, and which count (B, N)."""
 
     start: Tensor
     end: Tensor
@@ -132,62 +131,75 @@ class Walls(NamedTuple):
 
     def nearest(self, xy_BM2: Tensor) -> Tensor:
         """The nearest point (B, M, 2) of any wall to each point; far away where there is none."""
-        asked = xy_BM2[:, :, None]
-        along = self.end - self.start
-        part = ((asked - self.start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-9)
-        to = self.start + part.clamp(0, 1)[..., None] * along - asked
-        best = to.square().sum(-1).masked_fill(~self.shown, NOTHING).min(-1, keepdim=True)
-        found = to.gather(2, best.indices[..., None].expand(*best.indices.shape, 2))[:, :, 0]
+        off, square = self._off(xy_BM2)
+        square = F.pad(square.masked_fill(~self.shown[:, None], NOTHING), (0, 1), value=NOTHING)
+        best = square.min(-1, keepdim=True)
+        off = F.pad(off, (0, 0, 0, 1))
+        found = off.gather(2, best.indices[..., None].expand(*best.indices.shape, 2))[:, :, 0]
         return xy_BM2 + torch.where(best.values < NOTHING, found, NOTHING)
 
+    def within(self, xy_B2: Tensor, reach_B1: Tensor) -> Walls:
+        """Those that are no farther from a point than `reach`."""
+        _, square = self._off(xy_B2[:, None])
+        near = self.shown & (square[:, 0] <= reach_B1.square())
+        some = near.any(0).nonzero().flatten()
+        return Walls(self.start[:, some], self.end[:, some], near[:, some])
 
-def wall_lines(views: Views, lens: Lens) -> Walls:
-    """The walls near all keyframes that are held at the first of the poses, but for those that are not there.
+    def _off(self, xy_BM2: Tensor) -> tuple[Tensor, Tensor]:
+        """From each point to the nearest one of each wall (B, M, N, 2), and the square of that (B, M, N)."""
+        asked, start = xy_BM2[:, :, None], self.start[:, None]
+        along = self.end[:, None] - start
+        part = ((asked - start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-9)
+        off = start + part.clamp(0, 1)[..., None] * along - asked
+        return off, off.square().sum(-1)
+
+
+def walls_near(views: Views, lens: Lens, xy_B2: Tensor, reach_B1: Tensor) -> Walls:
+    """The walls no farther from a point than `reach`, of all keyframes that are held at the first of the
+    poses, but for those that are not there.
 
     Between two columns that show a near and a far wall a network tells depths between: a wall across an open
     door. Who sees further there than that wall is, knows better.
     """
     points = wall_points(views, lens)
-    near = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
-    doubt = doubted(views, views, lens) if views.doubt is None else views.doubt
-    shown = joined(views) & near & views.held[:, 0, :, None] & (doubt <= 0)
-    start, end = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
-    return Walls(start[:, None], end[:, None], shown.flatten(1)[:, None])
+    close = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
+    shown = joined(views) & close & views.held[:, 0, :, None]
+    ends = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
+    walls = Walls(*ends, shown.flatten(1)).within(xy_B2, reach_B1)
+    if not walls.shown.numel():
+        return walls
+    doubt = doubted((walls.start + walls.end) / 2, views, lens)
+    return walls._replace(shown=walls.shown & (doubt <= 0))
 
 
-def doubted(views: Views, by: Views, lens: Lens) -> Tensor:
-    """(B, K, C - 1): by how many more keyframes of `by` see past each wall of `views` than see one there."""
-    points = wall_points(views, lens)
-    middle = ((points[:, :, :-1] + points[:, :, 1:]) / 2).flatten(1, 2)
-    ahead, right = into_view(middle[:, None], by.pose[:, :, None])
+def doubted(xy_BN2: Tensor, views: Views, lens: Lens) -> Tensor:
+    """(B, N): by how many more keyframes see past a wall at each point than see one there."""
+    ahead, right = into_view(xy_BN2[:, None], views.pose[:, :, None])
     across = right / (lens.spread * ahead.clamp(min=NEAR))
-    count = by.wall.shape[-1]
+    count = views.wall.shape[-1]
     column = ((across + 1) * (count / 2)).long().clamp(0, count - 1)
-    wall = by.wall.gather(2, column)
-    asked = (ahead > NEAR) & (across.abs() < 1) & by.held[:, 0, :, None]
+    wall = views.wall.gather(2, column)
+    asked = (ahead > NEAR) & (across.abs() < 1) & views.held[:, 0, :, None]
     past = asked & (ahead < wall / (1 + BESIDE))
     seen = asked & ~past & (ahead < wall * (1 + BESIDE))
-    return (past.sum(1) - seen.sum(1)).view(*points.shape[:2], -1)
+    return past.sum(1) - seen.sum(1)
 
 
 def wall_depths(views: Views, lens: Lens, pose_BT3: Tensor, columns: int) -> Tensor:
     """(B, T, K, L): at which depth each column of a picture taken from `pose` meets the walls that each
     keyframe shows; NOTHING where it meets none."""
     points = wall_points(views, lens)[:, None]
-    ahead, right = into_view(points, pose_BT3[:, :, None, None])
+    ahead, right = (x[..., None] for x in into_view(points, pose_BT3[:, :, None, None]))
     slope = centres(columns, pose_BT3.device) * lens.spread
     # Left of the line of sight or right of it: a wall is met between two points that differ in that.
-    side = right[..., None, :] - slope[:, None] * ahead[..., None, :]
-    first, second = side[..., :-1], side[..., 1:]
-    met = (
-        (first * second <= 0)
-        & (first != second)
-        & joined(views)[:, None, :, None]
-        & views.held[..., None, None]
-    )
-    part = first / (first - second + (first == second))
-    depth = ahead[..., None, :-1] + part * (ahead[..., 1:] - ahead[..., :-1])[..., None, :]
-    return torch.where(met & (depth > NEAR), depth, NOTHING).amin(-1)
+    side = right - slope * ahead
+    first, second = side[..., :-1, :], side[..., 1:, :]
+    walls = joined(views)[:, None] & views.held[..., None]
+    met = (first * second <= 0) & walls[..., None]
+    apart = first - second
+    cross = ahead[..., 1:, :] * right[..., :-1, :] - ahead[..., :-1, :] * right[..., 1:, :]
+    depth = cross / torch.where(apart == 0, 1.0, apart)
+    return torch.where(met & (apart != 0) & (depth > NEAR), depth, NOTHING).amin(-2)
 
 
 def look(views: Views, lens: Lens, pose_BT3: Tensor, rows: int, columns: int, aspect: float) -> Sighting:
@@ -215,15 +227,33 @@ def finer(
     views: Views, lens: Lens, pose_BT3: Tensor, coarse: Sighting, times: int, aspect: float
 ) -> Sighting:
     """The same at `times` as many rows and columns, each in the keyframe that was best around it."""
+    rows, columns = coarse.which.shape[2:]
+    own = _own_walls(wall_depths(views, lens, pose_BT3, columns * times))
+    # What is `depth` ahead of a pose is depth * ahead + moved ahead of a keyframe; and so to the right.
+    across = centres(columns * times, own.device) * lens.spread
+    taken = views.pose[:, None]
+    turn = (pose_BT3[:, :, None, 2] - taken[..., 2])[..., None]
+    ahead, right = turn.cos() + across * turn.sin(), across * turn.cos() - turn.sin()
+    moved = (x[..., None].expand_as(own) for x in into_view(pose_BT3[:, :, None, :2], taken))
+
+    def chosen(table_BTKL: Tensor) -> Tensor:
+        """Of the keyframe that each line of sight looks at: (B, T, rows, 1, columns, times)."""
+        index = coarse.which[..., None].expand(*coarse.which.shape, times)
+        return table_BTKL.unflatten(3, (columns, times)).gather(2, index)[:, :, :, None]
+
+    met, ahead, right, ahead_moved, right_moved = (chosen(x) for x in (own, ahead, right, *moved))
+    down = (centres(rows * times, own.device) * aspect * lens.spread).view(rows, times, 1, 1)
+    level = _level(down, lens)
+    depth = torch.minimum(met, level)
+    scale = lens.spread * (depth * ahead + ahead_moved).clamp(min=NEAR)
+    at = torch.stack(((depth * right + right_moved) / scale, down * depth / (scale * aspect)), -1)
+    wall = (met < level).float().expand_as(depth)
+
     which, known, quality = (
-        x.repeat_interleave(times, 2).repeat_interleave(times, 3)
-        for x in (coarse.which, coarse.known, coarse.quality)
+        x[:, :, :, None, :, None].expand_as(depth) for x in (coarse.which, coarse.known, coarse.quality)
     )
-    rows, columns = which.shape[2:]
-    depths = wall_depths(views, lens, pose_BT3, columns)
-    depth, wall = _surfaces(depths, lens, rows, aspect, which)
-    at, _, _ = _project(views, lens, pose_BT3, depth, aspect, which)
-    return Sighting(which, at, known, quality, depth, wall)
+    parts = which, at, known, quality, depth, wall
+    return Sighting(*(x.flatten(4, 5).flatten(2, 3) for x in parts))
 
 
 def colours(image: Tensor, found: Sighting) -> Tensor:
@@ -255,13 +285,13 @@ def retrieve(views: Views, pose_B3: Tensor, count: int, worth: Tensor) -> Tensor
     # Where nothing of the view is known, the nearest are the ones to feel walls by.
     tie = 1e-3 / (1 + (views.pose[..., :2] - pose_B3[:, None, :2]).norm(dim=-1)) * views.held[:, 0]
     have = torch.zeros_like(worth[:, 0])
-    picks = []
-    for _ in range(count):
-        gain = (worth - have[:, None]).clamp(min=0).sum(-1) + tie
+    rows = torch.arange(len(worth), device=worth.device)
+    picks: list[Tensor] = []
+    while len(picks) < count:
+        gain = (worth - have[:, None]).relu().sum(-1) + tie
         pick = gain.argmax(1)
-        rows = torch.arange(len(pick), device=pick.device)
         have = torch.maximum(have, worth[rows, pick])
-        tie = tie.index_put((rows, pick), torch.full_like(tie[rows, pick], -1.0))
+        tie = tie.scatter(1, pick[:, None], -1.0)
         picks.append(pick)
     found = torch.stack(picks, 1)
     return torch.where(views.held[:, 0].gather(1, found), found, found[:, :1])
@@ -298,41 +328,37 @@ def take(views: Views, positions_BR: Tensor) -> Views:
     )
 
 
-def _surfaces(
-    walls_BTKL: Tensor, lens: Lens, rows: int, aspect: float, which: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Depth of what is met, and whether it is a wall: (B, T, K, R, L); (B, T, R, L) for one keyframe each.
-
-    A keyframe's own walls count for it, unless another one knows of a nearer wall.
-    """
-    nearest = walls_BTKL.amin(2, keepdim=True)
-    own = torch.where(walls_BTKL < nearest * (1 + SLACK[1]) + SLACK[0], walls_BTKL, nearest)
-    down = centres(rows, own.device) * aspect * lens.spread
-    floor, ceiling = lens.heights
-    level = (torch.where(down > 0, -floor, ceiling) / down.abs())[:, None]
-    met = own[..., None, :] if which is None else own.gather(2, which)
+def _surfaces(walls_BTKL: Tensor, lens: Lens, rows: int, aspect: float) -> tuple[Tensor, Tensor]:
+    """Depth of what is met, and whether it is a wall: (B, T, K, R, L)."""
+    met = _own_walls(walls_BTKL)[..., None, :]
+    level = _level(centres(rows, met.device) * aspect * lens.spread, lens)[:, None]
     return torch.minimum(met, level), (met < level).float()
 
 
+def _own_walls(walls_BTKL: Tensor) -> Tensor:
+    """A keyframe's own walls count for it, unless another one knows of a nearer wall."""
+    nearest = walls_BTKL.amin(2, keepdim=True)
+    return torch.where(walls_BTKL < nearest * (1 + SLACK[1]) + SLACK[0], walls_BTKL, nearest)
+
+
+def _level(down: Tensor, lens: Lens) -> Tensor:
+    """Depth at which lines of sight that fall by `down` meet floor or ceiling."""
+    floor, ceiling = lens.heights
+    return torch.where(down > 0, -floor, ceiling) / down.abs()
+
+
 def _project(
-    views: Views, lens: Lens, pose_BT3: Tensor, depth: Tensor, aspect: float, which: Tensor | None = None
+    views: Views, lens: Lens, pose_BT3: Tensor, depth: Tensor, aspect: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where points at `depth` are in the keyframes: place in the picture (..., 2), depth there, visible."""
+    """Where points at `depth` (B, T, K, R, L) are in the keyframes: place in the picture (..., 2), depth
+    there, visible."""
     rows, columns = depth.shape[-2:]
     across = centres(columns, depth.device) * lens.spread
     below = centres(rows, depth.device)[:, None] * aspect * lens.spread * depth
-    pose = pose_BT3[:, :, None, None] if which is not None else pose_BT3[:, :, None, None, None]
-    xy = onto_plan(depth, depth * across, pose)
-    if which is None:
-        taken = views.pose[:, None, :, None, None]
-    else:
-        first = torch.arange(len(which), device=which.device)[:, None, None, None]
-        taken = views.pose[first, which]
-    away, right = into_view(xy, taken)
+    xy = onto_plan(depth, depth * across, pose_BT3[:, :, None, None, None])
+    away, right = into_view(xy, views.pose[:, None, :, None, None])
     scale = lens.spread * away.clamp(min=NEAR)
     at = torch.stack((right / scale, below / (scale * aspect)), -1)
-    if which is not None:
-        return at, away, away > NEAR
     inside = (away > NEAR) & (at.abs() < 1).all(-1)
     count = views.wall.shape[-1]
     column = ((at[..., 0] + 1) * (count / 2) - 0.5).clamp(0, count - 1)

@@ -26,12 +26,11 @@ from world_model.recall import (
     Views,
     Walls,
     colours,
-    doubted,
     finer,
     look,
     shrunk,
     turned_back,
-    wall_lines,
+    walls_near,
 )
 
 COARSE_CHANNELS = 10
@@ -236,16 +235,11 @@ class Recollection(nn.Module):
         blank = views.image.new_zeros(*views.wall.shape[:2], 0)
         pose, walls = place.pose[:, None].float(), self.walls(z_FChw)[:, None].float()
         here = Views(blank[:, :1], pose, walls, torch.ones_like(views.held[:, :1, :1]))
-        lens = self.lens
-        doubt = doubted(views, views, lens) if views.doubt is None else views.doubt
-        doubt = doubt + doubted(views, here, lens)
-        own = doubted(here, views, lens) + doubted(here, here, lens)
         return Views(
             torch.cat((blank, blank[:, :1]), 1),
             torch.cat((views.pose, pose), 1),
             torch.cat((views.wall, walls), 1),
             torch.cat((views.held[:, :1], here.held), 2),
-            doubt=torch.cat((doubt, own), 1),
         )
 
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
@@ -255,11 +249,13 @@ class Recollection(nn.Module):
         views: what is `felt`, one pose each.
         """
         with torch.autocast(act.device.type, enabled=False):  # what it is off by adds up
-            with torch.no_grad():
-                walls = wall_lines(views, self.lens)
             motion = self.stride(place, act, phase)
             pose = compose(place.pose, motion)
-            pose = torch.cat((self._beside(walls, place.pose[:, :2], pose[:, :2]), pose[:, 2:]), 1)
+            with torch.no_grad():
+                start = place.pose[:, :2]
+                reach = (pose[:, :2] - start).norm(dim=-1, keepdim=True) + (PACES + 1) * BODY
+                walls = walls_near(views, self.lens, start, reach)
+            pose = torch.cat((self._beside(walls, start, pose[:, :2]), pose[:, 2:]), 1)
             motion = motion_between(place.pose, pose)
         history = torch.cat((place.history[..., 1:], act[..., None]), -1)
         return Place(pose, motion, place.variance, history)
@@ -267,6 +263,8 @@ class Recollection(nn.Module):
     @staticmethod
     def _beside(walls: Walls, start_B2: Tensor, end_B2: Tensor) -> Tensor:
         """Where one ends who goes for `end`: no nearer to a wall than the player is wide, or than before."""
+        if not walls.shown.numel():
+            return end_B2
         here, way = start_B2, (end_B2 - start_B2) / PACES
         for _ in range(PACES):  # each shorter than the player is wide: nobody steps over a wall
             with torch.no_grad():
