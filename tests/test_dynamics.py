@@ -213,7 +213,10 @@ def test_settling_finds_the_pose_from_which_the_map_shows_the_context() -> None:
     settled = settle(
         model, Reader(), Atlas(model, LATENT[0]), path, z, act, act, torch.Generator().manual_seed(0)
     )
-    torch.testing.assert_close(settled.pose, poses[-1], rtol=0, atol=3e-3)
+    torch.testing.assert_close(settled.place.pose, poses[-1], rtol=0, atol=3e-3)
+    way = torch.stack(poses[-4:], 1)
+    torch.testing.assert_close(settled.track[:, -4:], way, rtol=0, atol=1e-2)
+    torch.testing.assert_close(settled.track[:, -1], settled.place.pose)
 
 
 def test_a_walk_that_is_a_little_off_is_led_back_by_its_last_frames() -> None:

@@ -124,7 +124,7 @@ def test_a_dream_never_settles_within_a_wall() -> None:
     with torch.no_grad():
         path = [free, *[within] * 11]
         settled = settle(model, aligner, Atlas(model, 4), path, z, act, act, torch.Generator().manual_seed(0))
-        assert float(model.map.surfaces.walls(settled.pose[:, :2])) >= ROOM
+        assert float(model.map.surfaces.walls(settled.place.pose[:, :2])) >= ROOM
 
 
 def test_the_motion_model_feels_walls() -> None:

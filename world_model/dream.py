@@ -329,13 +329,13 @@ class DreamEngine:
                     state.bank, all_of_them, state.z, state.place.pose, state.tick, lambda: last
                 )
             state = replace(state, bank=bank)
-        state = self.settle(state, path, z_BTChw, actions)
-        return self._search(state, path, z_BTChw, actions, obs)
+        state, track = self._settled(state, path, z_BTChw, actions)
+        return self._search(state, track, z_BTChw, actions, obs)
 
     def _search(
         self,
         state: DreamState,
-        path: list[Place],
+        track_BT3: Tensor,
         z_BTChw: Tensor,
         act_BT: Tensor,
         obs: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | None,
@@ -343,10 +343,9 @@ class DreamEngine:
         """Looks for things in the last frames of a context, once it is known from where they were seen."""
         if self.model.cast is None:
             return state
-        path = path[-WATCHED:]
-        track, count = self._walked(state, path), act_BT.shape[1]
+        track, count = track_BT3[:, -WATCHED:], act_BT.shape[1]
         state = replace(state, things=self.model.cast.begin(len(z_BTChw), self.device))
-        for k, t in enumerate(range(count + 1 - len(path), count + 1)):
+        for k, t in enumerate(range(count + 1 - track.shape[1], count + 1)):
             if k:
                 state = self._act(state, track[:, k - 1], act_BT[:, t - 1], t - 1 - count)
             picture = self.decode(z_BTChw[:, t]) if obs is None else np.stack([o[t] for o in obs])
@@ -406,19 +405,25 @@ class DreamEngine:
         )
         return replace(state, bank=bank, place=place, tick=past.ticks)
 
-    @torch.no_grad()
     def settle(self, state: DreamState, path: list[Place], z_BTChw: Tensor, act_BT: Tensor) -> DreamState:
         """Makes sure of the place after some context; see `settle.settle`."""
+        return self._settled(state, path, z_BTChw, act_BT)[0]
+
+    @torch.no_grad()
+    def _settled(
+        self, state: DreamState, path: list[Place], z_BTChw: Tensor, act_BT: Tensor
+    ) -> tuple[DreamState, Tensor]:
+        """The same, and the poses (B, T, 3) of the last T frames of the context."""
         place = self.model.dynamics.place
         if place is None:
-            return state
+            return state, self._walked(state, path)
         assert self.model.aligner is not None
         generator = torch.Generator().manual_seed(state.seed % 2**63)
         back = torch.arange(act_BT.shape[1], 0, -1, device=self.device)
         phase = (state.phase[:, None] - back) % self.config.phases
         with self._precision():
             found = settle(place, self.model.aligner, self._atlas, path, z_BTChw, act_BT, phase, generator)
-        return replace(state, place=found)
+        return replace(state, place=found.place), found.track
 
     @cached_property
     def _atlas(self) -> Atlas:

@@ -30,11 +30,16 @@ HEATS = ((96, 5), (32, 6), (16, 1000))
 """So many guesses are followed for so many ticks; those whose pictures fitted best go on."""
 DOUBT = (0.05, 0.05, 0.1)
 """Standard deviation of a guess."""
-SWAY = (0.003, 0.003, 0.01)
-"""And by how much a motion model errs in a tick."""
-END_LOOKS = (0, 1, 2, 4, 6, 9)
+SWAY = (0.01, 0.01, 0.01)
+"""And by how much a motion model errs in a tick: by more than it would by itself, for somebody may be in the
+way."""
+END_LOOKS = (0, 1, 2, 3, 4, 6)
 """Frames before the last by which the end pose alone is sharpened."""
 END_ROUNDS = 4
+ROUND_SCATTER, ROUND_DRAWS = 0.1, 48
+"""Before that the end is looked for once more around where the walk led: spread, and number of guesses."""
+ROUND_LOOKS, ROUND_ROUNDS, ROUND_KEPT = (0, 3, 6), 2, 8
+"""The frames before the last by which that is done, how often, and how many of these guesses go on."""
 UNIT = (0.03, 0.03, 0.06)
 """What an aligner's output of one means: half extents, and radians."""
 SIGHTS = 32
@@ -42,6 +47,13 @@ SIGHTS = 32
 the other guesses."""
 SETTLED = 1e-5
 """Variance of a settled pose."""
+
+
+class Settled(NamedTuple):
+    """Where a context ended: place (B); and the way there: track (B, T, 3), the poses of its last T frames."""
+
+    place: Place
+    track: Tensor
 
 
 class Alignment(NamedTuple):
@@ -100,7 +112,7 @@ def settle(
     act: Tensor,
     phase: Tensor,
     generator: torch.Generator,
-) -> Place:
+) -> Settled:
     """The place at the end of a context, made sure of by all of it.
 
     path: the places at the T frames; act, phase (B, T - 1). Guesses at the pose of an early frame are what
@@ -125,9 +137,12 @@ def settle(
     kept = _best(hunt.place.pose, hunt.misfit, 1)
     place = hunt.keep(kept).place
     track_BT3 = torch.stack([_pick(pose, kept)[:, 0] for pose in track], 1)
-    pose = sharpen(model, aligner, track_BT3, z_BTChw[:, -track_BT3.shape[1] :])
+    pose = _look_round(model, aligner, track_BT3, z_BTChw[:, -track_BT3.shape[1] :], generator)
+    walked = motion_between(track_BT3[:, -1:].expand_as(track_BT3), track_BT3)
+    track_BT3 = compose(pose[:, None].expand_as(track_BT3), walked)
     variance = torch.full_like(path[-1].variance, SETTLED)
-    return path[-1]._replace(pose=pose, motion=place.motion[:, 0], variance=variance)
+    found = path[-1]._replace(pose=pose, motion=place.motion[:, 0], variance=variance)
+    return Settled(found, track_BT3)
 
 
 class Hunt(NamedTuple):
@@ -189,17 +204,47 @@ def sharpen(
     rounds: int = END_ROUNDS,
 ) -> Tensor:
     """The end of a track (B, 3), moved with the track's last stretch to where the map shows that best."""
+    return _surest(*_sharpened(model, aligner, track_BT3[:, -1:], track_BT3, z_BTChw, back, rounds))
+
+
+def _look_round(
+    model: PlaceModel, aligner: Aligner, track_BT3: Tensor, z_BTChw: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The same, but for ends that are farther off as well."""
+    end = track_BT3[:, -1:]
+    draws = torch.randn(len(end), ROUND_DRAWS, 3, generator=generator).to(end.device)
+    unit = ROUND_SCATTER * draws.new_tensor([1.0, 1.0, 2.0])
+    ends = torch.cat((end, compose(end.expand_as(draws), draws * unit)), 1)
+    tried = _sharpened(model, aligner, ends, track_BT3, z_BTChw, ROUND_LOOKS, ROUND_ROUNDS)
+    ends = _pick(tried[0], _best(*tried, ROUND_KEPT))
+    return _surest(*_sharpened(model, aligner, ends, track_BT3, z_BTChw, END_LOOKS, END_ROUNDS))
+
+
+def _surest(pose_BK3: Tensor, error_BK: Tensor) -> Tensor:
+    return _pick(pose_BK3, error_BK.argmin(1, keepdim=True))[:, 0]
+
+
+def _sharpened(
+    model: PlaceModel,
+    aligner: Aligner,
+    ends_BK3: Tensor,
+    track_BT3: Tensor,
+    z_BTChw: Tensor,
+    back: tuple[int, ...],
+    rounds: int,
+) -> tuple[Tensor, Tensor]:
+    """Ends of a track, and where they are moved to round by round, all of them, with their errors (B, K')."""
     ticks = track_BT3.shape[1]
     at = sorted({max(0, ticks - 1 - ago) for ago in back})
     offsets = motion_between(track_BT3[:, -1:].expand(-1, len(at), -1), track_BT3[:, at])
-    end = track_BT3[:, -1:]
     tried = []
     for _ in range(rounds + 1):
-        moved, error = _align(model, aligner, end, compose(end[:, :, None], offsets[:, None]), z_BTChw[:, at])
-        tried.append((end, error))
-        end = moved
+        poses = compose(ends_BK3[:, :, None], offsets[:, None])
+        moved, error = _align(model, aligner, ends_BK3, poses, z_BTChw[:, at])
+        tried.append((ends_BK3, error))
+        ends_BK3 = moved
     ends, errors = (torch.cat(part, 1) for part in zip(*tried, strict=True))
-    return _pick(ends, errors.argmin(1, keepdim=True))[:, 0]
+    return ends, errors
 
 
 def _align(
