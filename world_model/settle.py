@@ -50,7 +50,7 @@ SETTLED = 1e-5
 
 
 class Settled(NamedTuple):
-    """Where a context ended: place (B); and the way there: track (B, T, 3), the poses of its last T frames."""
+    """Where a context ended, place (B), and the way there: track (B, T, 3), poses of its last T frames."""
 
     place: Place
     track: Tensor
