@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, TINY, WIDTH, tiny_data, tiny_model, tiny_world
 from world_model import load_world
-from world_model.cast import Camera, Cast, Odds, Spots, Things, in_sight
+from world_model.behaviour import Odds
+from world_model.cast import Cast, Spots
 from world_model.config import CastConfig, world_config_from_json
 from world_model.data.collect import _pack_things
 from world_model.data.dataset import LatentDataset
@@ -22,10 +23,14 @@ from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.data.sources import Observation, Thing
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail
 from world_model.place import Place
+from world_model.sprites import to_bytes
+from world_model.things import Camera, Things, in_sight
 from world_model.training.cast_stage import cast_stage
 from world_model.training.decoder_stage import DecoderStage
 from world_model.training.run import describe_world, foreign_stages
 from world_model.types import WorldError
+from world_model.weights import load_model
+from world_model.world import save_world
 
 CAST = CastConfig(("imp", "clip"), looks_each=2, slots=4, ways=3, gates=2, texels=8, hidden=8)
 CASTING = replace(TINY, cast=CAST, tokenizer=replace(TINY.tokenizer, blend=True, glass=True))
@@ -95,6 +100,28 @@ def test_a_thing_is_seen_where_it_is_and_as_large_as_it_is() -> None:
     assert rows.max() + 1 == pytest.approx(HEIGHT / 2 * (1 + 0.2 / CAMERA.aspect), abs=1.5)
     left = a_cast().sprites(things((IMP, 1, 0.5, 0.2)), HERE, CAMERA, open_space, SIZE)[0]
     assert (left[3] > 0.5).nonzero()[:, 1].float().mean() < WIDTH / 2 - 8
+
+
+def test_nothing_is_painted_over_what_is_below_the_view() -> None:
+    near, camera = things((IMP, 1, 0.1, 0.0)), CAMERA._replace(horizon=0.4)
+    overlay = a_cast().sprites(near, HERE, camera, open_space, SIZE)[0, 3]
+    rows = overlay.any(1).nonzero().flatten()
+    assert int(rows[-1]) + 1 == round((camera.bottom + 1) / 2 * HEIGHT) == round(0.8 * HEIGHT)
+    assert a_cast().sprites(near, HERE, CAMERA, open_space, SIZE)[0, 3, -1].any()
+
+
+def test_paint_is_kept_in_bytes(tmp_path: Path) -> None:
+    model = tiny_model(config=CASTING)
+    assert model.cast is not None
+    paint = model.cast.sprites.paint.data
+    paint[:, :3].uniform_(-1, 1)
+    paint[:, 3].uniform_(-6, 6)
+    save_world(tmp_path / "world", model, "test", {}, {})
+    kept = load_model(tmp_path / "world").cast
+    assert kept is not None
+    torch.testing.assert_close(kept.sprites.paint[:, :3], paint[:, :3], atol=1 / 255 + 1e-6, rtol=0)
+    torch.testing.assert_close(kept.sprites.paint[:, 3], paint[:, 3], atol=6 / 255 + 1e-6, rtol=0)
+    assert to_bytes(paint * 9).max() == 255 and to_bytes(paint * 9).min() == 0
 
 
 def test_the_nearer_thing_hides_the_farther_one_and_walls_hide_both() -> None:

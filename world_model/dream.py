@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world_model.atlas import Atlas
 from world_model.audio import AudioModel, SoundState
-from world_model.cast import WATCHED, Camera, Cast, Things
+from world_model.cast import WATCHED, Cast
 from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput, TrunkState
 from world_model.gauges import Gauges, Readings
@@ -31,6 +31,7 @@ from world_model.recall import Views
 from world_model.recollection import Glimpse
 from world_model.scenes import Past
 from world_model.settle import Aligner, fuse, settle, sharpen
+from world_model.things import Camera, Things
 from world_model.tokenizer import Tokenizer, to_float, to_uint8
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.cast import Things, pick
+from world_model.behaviour import pick
 from world_model.config import CastConfig
 from world_model.recall import into_view
+from world_model.things import Things
 
 DIGITS = 3
 """Of a number, flush right."""

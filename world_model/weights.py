@@ -10,6 +10,10 @@ from torch import Tensor
 from world_model.checkpoint import load_world_weights, read_world_json
 from world_model.config import WorldConfig, world_config_from_json
 from world_model.dream import WorldModel
+from world_model.sprites import from_bytes, to_bytes
+
+PAINT = "cast.sprites.paint"
+"""Kept in bytes, as pictures are."""
 
 
 def load_model(folder: Path) -> WorldModel:
@@ -22,16 +26,26 @@ def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
     """A model of `config` that holds `tensors`, without initialising weights first."""
     with torch.device("meta"):
         model = WorldModel(config)
-    fresh = {k: v.float() for k, v in tensors.items()}
+    fresh = {k: from_bytes(v) if k == PAINT else v.float() for k, v in tensors.items()}
     model.load_state_dict(fresh, assign=True)
     return model
+
+
+def stored_tensors(model: WorldModel) -> dict[str, Tensor]:
+    """What a weights file holds of a model: matrices and kernels are kept as bfloat16."""
+    wanted, tensors = expected_tensors(model.config), model.state_dict()
+    kept = {k: to_bytes(v) if k == PAINT else v.to(wanted[k][1]) for k, v in tensors.items()}
+    return {k: v.contiguous().cpu() for k, v in kept.items()}
 
 
 def expected_tensors(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Every tensor that a weights file of this config must hold: name -> (shape, dtype)."""
     with torch.device("meta"):
         model = WorldModel(config)
-    return {
-        name: (tuple(t.shape), torch.bfloat16 if t.ndim >= 2 else torch.float32)
-        for name, t in model.state_dict().items()
-    }
+    return {name: (tuple(t.shape), _stored(name, t.ndim)) for name, t in model.state_dict().items()}
+
+
+def _stored(name: str, ndim: int) -> torch.dtype:
+    if name == PAINT:
+        return torch.uint8
+    return torch.bfloat16 if ndim >= 2 else torch.float32

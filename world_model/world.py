@@ -27,7 +27,7 @@ from world_model.scenes import Scene, load_scene, scene_names
 from world_model.state import Keyframe, Memory, Picture, WorldState
 from world_model.state_file import Bounds, pack, unpack
 from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
-from world_model.weights import expected_tensors, load_model
+from world_model.weights import load_model, stored_tensors
 
 THUMBNAIL_STEP = 4
 """A keyframe's thumbnail is every fourth pixel of its picture."""
@@ -232,12 +232,10 @@ def batch_dream(name: str | os.PathLike[str], head_steps: int | None = None, see
 def save_world(
     folder: Path, model: WorldModel, licence: str, provenance: dict[str, Any], scores: dict[str, Any]
 ) -> None:
-    """Writes weights and description of a world; matrices and kernels are stored as bfloat16."""
+    """Writes weights and description of a world."""
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
-    wanted = expected_tensors(config)
-    tensors = {k: v.to(wanted[k][1]).contiguous().cpu() for k, v in model.state_dict().items()}
-    digest = save_weights(folder / WEIGHTS_NAME, tensors)
+    digest = save_weights(folder / WEIGHTS_NAME, stored_tensors(model))
     description = {
         "schema": 1,
         "name": config.name,

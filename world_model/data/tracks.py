@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from world_model.cast import ANCHOR, Camera
 from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode
 from world_model.recall import into_view
+from world_model.things import ANCHOR, Camera
 
 CLEAR = 0.6
 """Depth up to which looks are told apart."""
@@ -113,5 +113,5 @@ def crop(
         padding_mode="border",
         align_corners=False,
     )
-    inside = (where[..., 0].abs() < 1) & (where[..., 1] > -1) & (where[..., 1] < 4 * camera.horizon - 1)
+    inside = (where[..., 0].abs() < 1) & (where[..., 1] > -1) & (where[..., 1] < camera.bottom)
     return seen, inside

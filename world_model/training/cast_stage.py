@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.cast import ANCHOR, HEIGHT_UNIT, SPOTTED, Camera, Spots, Sprites, Things, in_sight
+from world_model.cast import HEIGHT_UNIT, SPOTTED, Spots
 from world_model.config import CastConfig
 from world_model.data.dataset import LatentDataset
 from world_model.data.tracks import SAME_DEPTH, Track, crop, track
 from world_model.dream import WorldModel
 from world_model.precision import mixed_precision
 from world_model.recall import into_view
+from world_model.sprites import Sprites
+from world_model.things import ANCHOR, Camera, Things, in_sight
 from world_model.tokenizer import to_float, to_uint8
 from world_model.training.pictures import save_rows
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from world_model.cast import Things
 from world_model.config import CastConfig
 from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode
 from world_model.data.tracks import Track
 from world_model.dream import WorldModel
 from world_model.gauges import BLANK, CHANGES, DIGITS, LARGEST, Gauges, Readings, digits, gauge_loss
+from world_model.things import Things
 from world_model.tokenizer import to_float, to_uint8
 from world_model.training.cast_stage import all_tracks
 from world_model.training.pictures import save_rows
