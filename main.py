@@ -134,7 +134,7 @@ def record(
     A script is a text of one action name per line with an optional count ("forward 20").
     """
     from game.players import player_for
-    from game.recorder import record_rollout, stopped_rollout
+    from game.recorder import open_frames, record_rollout, stopped_rollout
 
     loaded = _load_world(world)
     player = player_for(policy, loaded.actions, seed)
@@ -143,7 +143,8 @@ def record(
     except KeyboardInterrupt:
         typer.echo(stopped_rollout(out) or "stopped", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{frames} frames written to {out}")
+    written = len(open_frames(out / "frames.npy")) - 1
+    typer.echo(f"{written} frames written to {out}" + (", then it was over" if written < frames else ""))
 
 
 @app.command(epilog=EPILOGUE)

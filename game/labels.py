@@ -105,6 +105,8 @@ def badges(state: HudState) -> tuple[Part, ...]:
     badges: list[Part] = []
     if state.filming:
         badges.append(("filming", BAD))
+    if state.over:
+        badges.append(("it is over", BAD))
     if state.player != "you":
         badges.append((f"{state.player} plays", MUTED))
     if state.recall_left:

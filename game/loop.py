@@ -62,6 +62,7 @@ class HudState:
     recall_left: int = 0
     message: str = ""
     filming: bool = False
+    over: bool = False
     status: str = ""
     """What the world says about itself, as a twin's PSNR."""
     captions: Sequence[tuple[float, float, str]] = ()
@@ -259,6 +260,7 @@ class Loop:
         hud, session = self.hud, self.session
         hud.mode, hud.speed, hud.player = session.mode.value, session.speed, session.player.name
         hud.seed, hud.tick, hud.slot = session.seed, session.tick, session.slot
+        hud.over = frame.info.over
         hud.attended, hud.recall_left = frame.info.attended, session.recall_left
         if session.fast and session.mode == "playing":
             hud.mode = "fast forward"

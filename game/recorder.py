@@ -148,15 +148,26 @@ class FrameFile:
 
     def __init__(self, path: Path, frames: int, height: int, width: int) -> None:
         self._file = path.open("xb")
-        header = {"descr": "|u1", "fortran_order": False, "shape": (frames, height, width, 3)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        self._frames, self._size, self._written = frames, (height, width, 3), 0
+        self._begin(frames)
 
     def append(self, image: Image) -> None:
         self._file.write(np.ascontiguousarray(image).data)
         self._file.flush()
+        self._written += 1
 
     def close(self) -> None:
-        self._file.close()
+        """Where there are fewer frames than were expected, the file says so."""
+        try:
+            if self._written < self._frames:
+                self._file.seek(0)
+                self._begin(self._written)
+        finally:
+            self._file.close()
+
+    def _begin(self, frames: int) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (frames, *self._size)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def open_frames(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -197,7 +208,8 @@ def record_rollout(
     scene: str | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Writes `frames` imagined frames and the one they start from, as an episode that can be replayed.
+    """Writes `frames` imagined frames and the one they start from, as an episode that can be replayed; fewer,
+    where the dream comes to its end.
 
     Works under "<out>.partial", which keeps what there is after a crash, and renames it when complete.
     Raises DataError where `out` exists or the disk refuses.
@@ -210,15 +222,17 @@ def record_rollout(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        actions = _roll(world, player, frames, partial, seed, scene, progress)
+        actions, over = _roll(world, player, frames, partial, seed, scene, progress)
         np.save(partial / "actions.npy", np.array(actions, np.int16), allow_pickle=False)
-        np.save(partial / "phases.npy", np.zeros(frames, np.uint8), allow_pickle=False)
-        np.save(partial / "rewards.npy", np.zeros(frames, np.float32), allow_pickle=False)
+        np.save(partial / "phases.npy", np.zeros(len(actions), np.uint8), allow_pickle=False)
+        np.save(partial / "rewards.npy", np.zeros(len(actions), np.float32), allow_pickle=False)
         origin = {"source": f"dream:{world.info.name}", "seed": seed, "scene": scene, "player": player.name}
         alignment = "actions[t] was taken after frames[t] and led to frames[t + 1]"
         write_json(
             partial / "header.json",
-            _header(world) | origin | {"licence": world.info.licence, "fps": FPS, "alignment": alignment},
+            _header(world)
+            | origin
+            | {"licence": world.info.licence, "fps": FPS, "alignment": alignment, "terminated": over},
         )
         if out.exists():
             out.rmdir()
@@ -240,7 +254,8 @@ def _roll(
     seed: int,
     scene: str | None,
     progress: Callable[[int], None],
-) -> list[int]:
+) -> tuple[list[int], bool]:
+    """The actions, and whether the dream came to its end."""
     log = SessionLog(folder, world)
     # A plain session without history: a rollout never goes back, so it keeps no states.
     session = Session(world, player, [log], keep_history=False)
@@ -258,12 +273,14 @@ def _roll(
             if log.error:
                 raise DataError(log.error)
             progress(done)
+            if frame.info.over:
+                break
     finally:
         log.close()
         file.close()
     if sounds:
         np.save(folder / "sound.npy", np.stack(sounds), allow_pickle=False)
-    return actions.taken
+    return actions.taken, frame.info.over
 
 
 class _Actions:

@@ -177,12 +177,15 @@ class Session:
         self._act(action, paint or looks)
 
     def _act(self, action: int, paint: bool = True) -> None:
+        was_over = self.frame.info.over
         self.frame = self._world_step(action, paint)
         self.tick += 1
         if self.history is not None:
             self.history.append(action, self.frame)
         for log in self.logs:
             log.tick(self.tick, action, self.frame)
+        if self.frame.info.over and not was_over:
+            self.messages.append("it is over: begin anew or go back (help shows the keys)")
 
     def _obey(self, command: Command, key: str) -> None:
         if command == Command.RESTART:

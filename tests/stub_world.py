@@ -39,14 +39,17 @@ class StubState:
 
 
 class StubWorld:
-    """`image[0, 0]` is (action, tick % 256, seed % 256); the rest depends on all actions so far."""
+    """`image[0, 0]` is (action, tick % 256, seed % 256); the rest depends on all actions so far. It is over
+    after `lasts` ticks."""
 
-    def __init__(self, name: str = "stub", weights: str = "aa" * 32, state_bytes: int = 1000) -> None:
+    def __init__(
+        self, name: str = "stub", weights: str = "aa" * 32, state_bytes: int = 1000, lasts: int = 10**9
+    ) -> None:
         self.actions = ACTIONS
         scenes = ("hall", "yard")
         self.info = WorldInfo(name, 32, 20, FPS, 1, scenes, "MIT", {}, {}, weights, "cpu-stub-1")
         self.steps = self.painted = 0
-        self._bytes = state_bytes
+        self._bytes, self._lasts = state_bytes, lasts
         self._state: StubState | None = None
         self._last: Image
 
@@ -87,7 +90,7 @@ class StubWorld:
         image = _picture(seed, tick, action, digest)
         self._state = StubState(seed, scene, tick, digest, image, self._bytes)
         ms = {"trunk": 3.0, "head": 2.0, "decode": 1.0, "total": 6.0}
-        info = FrameInfo(tick, ms, (0, 2), painted=paint)
+        info = FrameInfo(tick, ms, (0, 2), painted=paint, over=tick >= self._lasts)
         if paint:
             return Frame(self._paint(image), None, info)
         return Frame(self._last.copy(), None, info, lambda: self._paint(image))

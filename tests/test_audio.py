@@ -25,7 +25,7 @@ from world_model.checkpoint import (
 )
 from world_model.config import AudioConfig, world_config_from_json
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.scenes import Scene, save_scene
 from world_model.spectrum import log_mel_distance, snr, spectrogram
 from world_model.training.audio_stage import CodecStage, onset_f1

@@ -51,6 +51,31 @@ def test_misses_are_counted() -> None:
     assert bench(lambda: _load(time, 0.041), 50, 0, now=time, sleep=time.sleep)["over_40_ms"] == 50 - 0
 
 
+def test_a_dream_that_is_over_begins_again_and_nothing_of_it_counts() -> None:
+    time, seeds = FakeTime(tick=1e-6), []
+
+    def load() -> StubWorld:
+        world = StubWorld(lasts=12)
+        step, reset = world.step, world.reset
+
+        def slow(action: int) -> Frame:
+            time.spend(0.015)
+            return step(action)
+
+        def begin(seed: int) -> Frame:
+            time.spend(3.0)
+            seeds.append(seed)
+            return reset(seed)
+
+        world.step, world.reset = slow, begin  # type: ignore[method-assign, assignment]
+        return world
+
+    result = bench(load, 60, 10, now=time, sleep=time.sleep)
+    assert seeds == list(range(len(seeds))) and len(seeds) > 4
+    assert result["ms"]["total"]["max"] == pytest.approx(15, rel=0.05)
+    assert result["ticks_per_second"] == pytest.approx(1 / 0.015, rel=0.05)
+
+
 def test_the_last_line_compares_with_another_run(tmp_path: Path) -> None:
     time = FakeTime(tick=1e-6)
     fast = bench(lambda: _load(time, 0.010), 20, 2, now=time, sleep=time.sleep)

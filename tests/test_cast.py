@@ -122,6 +122,9 @@ def test_paint_is_kept_in_bytes(tmp_path: Path) -> None:
     torch.testing.assert_close(kept.sprites.paint[:, :3], paint[:, :3], atol=1 / 255 + 1e-6, rtol=0)
     torch.testing.assert_close(kept.sprites.paint[:, 3], paint[:, 3], atol=6 / 255 + 1e-6, rtol=0)
     assert to_bytes(paint * 9).max() == 255 and to_bytes(paint * 9).min() == 0
+    paint[1, 0, 0, 0] = math.nan
+    with pytest.raises(WorldError, match="NaN"):
+        save_world(tmp_path / "damaged", model, "test", {}, {})
 
 
 def test_the_nearer_thing_hides_the_farther_one_and_walls_hide_both() -> None:

@@ -16,7 +16,7 @@ from world_model.batch_dream import BatchDream
 from world_model.config import AudioConfig
 from world_model.data import sources
 from world_model.data.sources import Observation
-from world_model.dream import DreamEngine, DreamState
+from world_model.dream import DreamEngine
 from world_model.evaluation.ablations import ablations, worth
 from world_model.evaluation.baselines import CopySeed
 from world_model.evaluation.collapse import collapse, real_means, real_rollouts
@@ -39,6 +39,7 @@ from world_model.evaluation.walks import (
 )
 from world_model.evaluation.windows import CONTEXT, HeldOut, held_out, windows
 from world_model.evaluation.worlds import PARTS, AblatedDream, Begun, CheckedDream, check_finite
+from world_model.state import DreamState
 from world_model.types import Action, DataError, SourceError, WorldError
 
 HEARD = replace(TINY, audio=AudioConfig(latent_dim=8, dim=8, head_dim=16))

@@ -17,7 +17,7 @@ from world_model import load_world
 from world_model.config import CastConfig
 from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.gauges import BLANK, CHANGES, Gauges, digits
-from world_model.training.gauges_stage import GaugesStage, numbers
+from world_model.training.gauges_stage import GaugesStage, endings, meanings, numbers
 from world_model.types import WorldError
 
 GAUGED = replace(CAST, gauges=("AMMO", "HEALTH"), boxes=(2, 20, 12, 6, 20, 20, 12, 6))
@@ -101,6 +101,78 @@ def test_a_world_with_gauges_reads_its_context_saves_and_goes_on(tmp_path: Path)
     ahead = [world.step(a).image for a in (1, 3)]
     world.restore(world.unpack_state(world.pack_state(moment)))
     assert all(np.array_equal(a, world.step(b).image) for a, b in zip(ahead, (1, 3), strict=True))
+
+
+def test_a_shot_without_ammunition_is_none() -> None:
+    gauges = some_gauges()
+    gauges.meaning[0, 3] = 1
+    readings = gauges.nothing(3, "cpu")._replace(value=torch.tensor([[0, 50], [2, 50], [0, 0]]))
+    assert gauges.meant(readings, torch.tensor([3, 3, 3])).tolist() == [1, 3, 1]
+    assert gauges.meant(readings, torch.tensor([2, 2, 2])).tolist() == [2, 2, 2]
+
+
+def test_a_dream_acts_on_what_its_actions_amount_to(tmp_path: Path) -> None:
+    world = load_world(tiny_world(tmp_path / "w", config=GAUGING))
+    gauges = world._engine.model.gauges
+    assert gauges is not None
+    world.reset(0)
+    moment = world.snapshot()
+    readings = moment.dream.readings
+    assert readings is not None
+
+    def after(action: int, value: int) -> torch.Tensor:
+        told = readings._replace(value=torch.full_like(readings.value, value))
+        world.restore(replace(moment, dream=replace(moment.dream, readings=told)))
+        world.step(action)
+        return world.snapshot().dream.z
+
+    assert not torch.equal(after(3, 0), after(1, 0))
+    gauges.meaning[0, 3] = 1
+    assert torch.equal(after(3, 0), after(1, 0))
+    assert not torch.equal(after(3, 9), after(1, 9))
+
+
+def test_a_dream_whose_last_health_is_gone_is_over_and_stands_still(tmp_path: Path) -> None:
+    world = load_world(tiny_world(tmp_path / "w", config=GAUGING))
+    gauges = world._engine.model.gauges
+    assert gauges is not None
+    change(gauges, 1)
+    gauges.steps.fill_(-1)
+    world.reset(0)
+    start = world.snapshot()
+    assert start.dream.readings is not None
+    told = start.dream.readings._replace(value=torch.tensor([[0, 2]]), shown=torch.tensor([[0, 2]]))
+    world.restore(replace(start, dream=replace(start.dream, readings=told)))
+    assert not any(world.step(1).info.over for _ in range(4))  # nothing tells that health is what counts
+    gauges.ends[1] = 1
+    world.restore(replace(start, dream=replace(start.dream, readings=told)))
+    frames = [world.step(1) for _ in range(5)]
+    # 2, 1, 0: and that is seen a tick later.
+    assert [f.info.over for f in frames] == [False, False, True, True, True]
+    assert np.array_equal(frames[2].image, frames[4].image)
+    assert not np.array_equal(frames[1].image, frames[2].image)
+    assert [f.info.tick for f in frames] == list(range(start.dream.tick + 1, start.dream.tick + 6))
+    moment = world.unpack_state(world.pack_state(world.snapshot()))
+    world.restore(moment)
+    assert world.step(2, paint=False).info.over and moment.hash() != world.snapshot().hash()
+
+
+def test_what_actions_amount_to_and_what_ends_a_game_is_counted() -> None:
+    """Action 1 takes a step, action 2 a shot that costs one; without ammunition it moves nobody."""
+    episodes, values, poses = [], [], []
+    for died in (True, True, False):
+        actions = np.tile([0, 1, 2, 2], 40)
+        ammo = np.maximum(50 - np.concatenate(([0], np.cumsum(actions == 2))), 0)
+        health = np.linspace(90, 0 if died else 20, len(ammo)).round().astype(np.int64)
+        health[:-1] = health[:-1].clip(min=1)
+        pose = np.stack((np.concatenate(([0], np.cumsum(actions == 1))), 0 * ammo, 0 * ammo), 1) * 0.01
+        frames = np.zeros((len(ammo), 2, 2, 3), np.uint8)
+        blank = np.zeros(len(actions))
+        episodes.append(Episode({"terminated": died}, frames, actions, blank, None, None, blank))
+        values.append(np.stack((ammo, health), 1))
+        poses.append(pose.astype(np.float32))
+    assert meanings(episodes, values, poses, 4).tolist() == [[0, 1, 0, 3], [0, 1, 2, 3]]
+    assert endings(episodes, values).tolist() == [0, 1]
 
 
 def test_boxes_belong_to_gauges() -> None:

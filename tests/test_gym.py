@@ -79,6 +79,14 @@ def test_the_dream_keeps_gymnasiums_rules(dream: dreaming.DreamEnv) -> None:
     check_env(dream, skip_render_check=True)
 
 
+def test_an_episode_ends_with_the_dream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dreaming, "load_world", lambda name: StubWorld(lasts=3))
+    dream = dreaming.DreamEnv("stub", max_ticks=20)
+    dream.reset(seed=1)
+    ends = [dream.step(np.int64(0))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (True, False)]
+
+
 def test_the_dream_can_be_played_by_gymnasium(
     dream: dreaming.DreamEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from tools.long_run import Stub, in_window, main, rewind, unpaced
+from tools.long_run import Stub, aged, in_window, main, rewind, unpaced
 from world_model.types import Frame
 
 
@@ -31,6 +31,21 @@ def test_a_leak_and_a_slow_end_are_seen() -> None:
     assert result["mb_per_10000_ticks"] == pytest.approx(2500, rel=0.3)
     assert result["p99_last_tenth"] > 5
     assert result["ms"]["p50"] > 0
+
+
+class Ageing(Stub):
+    """Slower by two thirds from its tick 300 on."""
+
+    def step(self, action: int, paint: bool = True) -> Frame:
+        self._ms = 5.0 if self.snapshot().tick >= 300 else 3.0
+        return super().step(action, paint)
+
+
+def test_a_session_that_grows_slower_with_age_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.long_run.Stub", Ageing)  # here; the young session's process has the real one
+    result = aged("stub", ticks=300, young=10, blocks=2)
+    assert result["ms"]["p50"] > 4 and result["young_ms"]["p50"] < 4
+    assert result["ratio"] > 1.3 and result["ratio_95"][0] > 1.3
 
 
 def test_what_can_be_gone_back_to_is_measured() -> None:

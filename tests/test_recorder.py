@@ -283,6 +283,18 @@ def test_a_rollout_is_an_episode_and_replays(tmp_path: Path) -> None:
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_rollout_ends_with_the_dream(tmp_path: Path) -> None:
+    world = StubWorld(lasts=7)
+    out = record_rollout(world, Wanderer(ACTIONS, 0), 40, tmp_path / "out")
+    episode = read_episode(out)
+    assert (len(episode), episode.frames.shape) == (7, (8, 20, 32, 3))
+    assert episode.header["terminated"] is True
+    assert np.load(out / "frames.npy").shape == (8, 20, 32, 3)
+    assert "7 ticks replay exactly" in report(read_recording(out), StubWorld(lasts=7))
+    whole = read_episode(record_rollout(StubWorld(), Wanderer(ACTIONS, 0), 7, tmp_path / "whole"))
+    assert whole.header["terminated"] is False
+
+
 def test_a_rollout_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")

@@ -17,13 +17,14 @@ from world_model import recollection as recollecting
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
 from world_model.data.remembered import Held, Remembered
-from world_model.dream import THOUGHT, DreamEngine, DreamState
+from world_model.dream import THOUGHT, DreamEngine
 from world_model.evaluation.worlds import AblatedDream
 from world_model.memory import APART, KeyframeBank, apart
 from world_model.place import HISTORY
 from world_model.precision import native_dtype
 from world_model.recall import Views, look, shrunk, walls_near
 from world_model.scenes import Past, Scene, load_scene, save_scene
+from world_model.state import DreamState
 from world_model.training.dynamics_stage import own_views
 from world_model.training.publish import SCENE_TICKS, make_scene
 from world_model.types import WorldError

@@ -65,6 +65,21 @@ def test_advance_pauses_a_game_that_runs() -> None:
     assert session.mode == Mode.PAUSED
 
 
+def test_the_end_is_said_once_and_one_can_go_back_or_begin_anew() -> None:
+    session = _session(world=StubWorld(lasts=5))
+    for _ in range(8):
+        session.advance(Input(FORWARD))
+    assert [m for m in session.messages if "over" in m] == [
+        "it is over: begin anew or go back (help shows the keys)"
+    ]
+    for _ in range(6):
+        session.advance(REWIND)
+    session.advance(Input())
+    assert session.tick < 5 and not session.frame.info.over
+    session.advance(press(Command.RESTART))
+    assert session.tick <= 1 and not session.frame.info.over
+
+
 def test_slow_motion_steps_every_nth_tick_and_keeps_taps() -> None:
     session = _session()
     for _ in range(2):

@@ -20,7 +20,7 @@ from world_model.checkpoint import load_training, load_weights, save_training, w
 from world_model.config import WorldConfig
 from world_model.data.dataset import LatentDataset, cached_latents, load_split
 from world_model.data.episodes import Episode, list_episodes, read_episode, write_episode
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.tokenizer import Tokenizer, reconstruction_loss
 from world_model.training import decoder_stage, dynamics_stage, tokenizer_stage
 from world_model.training import preview as previewing

@@ -10,8 +10,8 @@ import torch
 
 from world_model.config import DynamicsConfig, TokenizerConfig, WorldConfig
 from world_model.data.episodes import Episode, write_episode
-from world_model.dream import WorldModel
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.model import WorldModel
 from world_model.scenes import Scene, save_scene
 from world_model.types import Action
 from world_model.world import save_world

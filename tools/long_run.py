@@ -2,22 +2,25 @@
 
     paced      period, jitter, and the way from a key to the picture, beside a model of 15 ms
     unpaced    memory over many ticks of a world, and whether the last ticks are slower than the first
+    aged       whether a tick costs more after many: a session that has played so many beside a young one
     rewind     memory of five minutes that can be gone back to, and of going back
     overhead   everything of a tick but the model, in a window of 1280 x 800 by the current SDL driver
 
-`unpaced` and `rewind` play a world of that name; `--world stub` is one without weights. A table for people,
-then one JSON document as the last line.
+`unpaced`, `aged` and `rewind` play a world of that name; `--world stub` is one without weights. A table for
+people, then one JSON document as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,19 @@ class NoFront:
     def close(self) -> None: ...
 
 
+class Player(NoFront):
+    """The same, who begins anew where it is over."""
+
+    def __init__(self, session: Session, watch: Callable[[int], None] = lambda tick: None) -> None:
+        super().__init__(watch)
+        self._session = session
+
+    def poll(self) -> Input:
+        asked = super().poll()
+        again = ((Command.RESTART, ""),) if self._session.frame.info.over else ()
+        return replace(asked, commands=again)
+
+
 class Watch(Loop):
     """A loop that keeps what each tick cost, in arrays that are there from the beginning."""
 
@@ -217,7 +233,7 @@ def unpaced(world: Any, ticks: int, warmup: int) -> dict[str, Any]:
             memory.append((tick - warmup, rss_mb()))
 
     with _playing(Options("world", player="wander"), world) as session:
-        loop = Watch(session, NoFront(watch), FreeClock(), warmup + ticks)
+        loop = Watch(session, Player(session, watch), FreeClock(), warmup + ticks)
         loop.run(warmup + ticks)
     work = loop.work[warmup:]
     first, last = work[: max(ticks // 10, 1)], work[-max(ticks // 10, 1) :]
@@ -234,6 +250,60 @@ def unpaced(world: Any, ticks: int, warmup: int) -> dict[str, Any]:
         "rss_mb": [round(float(m), 1) for m in mb[:: max(len(mb) // 10, 1)]],
         "mb_per_10000_ticks": slope,
     }
+
+
+YOUNG, BLOCK, BLOCKS = 500, 25, 80
+"""Ticks that the young session has played, ticks of a block, blocks of each session."""
+
+
+def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dict[str, Any]:
+    """Plays `ticks`, then compares with a session in a process of its own that has played `young` ticks.
+
+    The two take turns, a block each, and the other rests: what the machine does beside them, which may
+    change by a fifth within minutes, meets both alike.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    other = context.Process(target=_plays_on_demand, args=(name, young, blocks, there), daemon=True)
+    with _playing(Options("world", player="wander"), _load(name)) as session:
+        loop = Watch(session, Player(session), FreeClock(), ticks + blocks * BLOCK)
+        loop.run(ticks)
+        other.start()
+        here.recv()
+        old, new = [], []
+        for block in range(blocks):
+            here.send(block)
+            new.append(here.recv())
+            played = ticks + block * BLOCK
+            loop.run(played + BLOCK)
+            old.append(loop.work[played : played + BLOCK])
+    other.join()
+    first, last = np.array(new), np.array(old)
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, blocks, (1000, blocks))
+    ratios = last.mean(1)[picks].mean(1) / first.mean(1)[picks].mean(1)
+    return {
+        "world": name,
+        "ticks": ticks,
+        "young_ticks": young,
+        "ms": _percentiles(last.ravel()),
+        "young_ms": _percentiles(first.ravel()),
+        "ratio": round(float(last.mean() / first.mean()), 4),
+        "ratio_95": [round(float(q), 4) for q in np.percentile(ratios, (2.5, 97.5))],
+        "rss_mb": round(rss_mb(), 1),
+    }
+
+
+def _plays_on_demand(name: str, ticks: int, blocks: int, pipe: Connection) -> None:
+    """Plays `ticks`, says so, and plays a block whenever asked to: its milliseconds are the answer."""
+    with _playing(Options("world", player="wander"), _load(name)) as session:
+        loop = Watch(session, Player(session), FreeClock(), ticks + blocks * BLOCK)
+        loop.run(ticks)
+        pipe.send(ticks)
+        for played in range(ticks, ticks + blocks * BLOCK, BLOCK):
+            pipe.recv()
+            loop.run(played + BLOCK)
+            pipe.send(loop.work[played : played + BLOCK])
 
 
 def rewind(world: Any, ticks: int) -> dict[str, Any]:
@@ -286,17 +356,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("mode", choices=("paced", "unpaced", "rewind", "overhead"))
+    parser.add_argument("mode", choices=("paced", "unpaced", "aged", "rewind", "overhead"))
     parser.add_argument("--minutes", type=float, default=None, help="paced: 10; rewind: 5; overhead: 1")
-    parser.add_argument("--ticks", type=int, default=100_000, help="unpaced")
+    parser.add_argument("--ticks", type=int, default=100_000, help="unpaced, aged")
     parser.add_argument("--warmup", type=int, default=10_000, help="unpaced")
-    parser.add_argument("--world", default="rooms", help="unpaced, rewind: a world's name, or stub")
+    parser.add_argument("--world", default="rooms", help="unpaced, aged, rewind: a world's name, or stub")
     parser.add_argument("--model-ms", type=float, default=15.0, help="paced, overhead: what the stub spends")
     asked = parser.parse_args(arguments)
     minutes = asked.minutes or {"paced": 10.0, "rewind": 5.0, "overhead": 1.0}.get(asked.mode, 0.0)
     ticks = max(round(minutes * 60 * FPS), 2 * FPS)
     if asked.mode == "unpaced":
         result = unpaced(_load(asked.world), asked.ticks, asked.warmup)
+    elif asked.mode == "aged":
+        result = aged(asked.world, asked.ticks)
     elif asked.mode == "rewind":
         result = rewind(_load(asked.world), ticks)
     else:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from world_model.dream import DreamEngine, DreamState
+from world_model.dream import DreamEngine
+from world_model.state import DreamState
 
 SETTLE_AT = (8, 31)
 """Ticks after which a dream that only watches makes sure of its place, from what it has seen so far."""

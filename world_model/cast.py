@@ -91,7 +91,7 @@ SURE = 0.5
 """Probability from which on something counts as found."""
 SAME_PLACE = 0.1
 """What is found nearer than this to a thing that is known is that thing."""
-CLEAR = 0.5
+CLEAR = 0.9
 """Depth up to which something that is not found is not there."""
 WATCHED = 16
 """Last frames of a context that are searched for things."""

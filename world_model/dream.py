@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
@@ -15,170 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from world_model.atlas import Atlas
-from world_model.audio import AudioModel, SoundState
-from world_model.cast import WATCHED, Cast
-from world_model.config import WorldConfig
-from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput, TrunkState
-from world_model.gauges import Gauges, Readings
+from world_model.cast import WATCHED
+from world_model.dynamics import Retrieved, TrunkOutput
+from world_model.focus import fitted, focused
+from world_model.gauges import Readings
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
-from world_model.packing import pack
+from world_model.model import AT_REST, WorldModel
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
 from world_model.recall import Views
 from world_model.recollection import Glimpse
 from world_model.scenes import Past
-from world_model.settle import Aligner, fuse, settle, sharpen
-from world_model.things import Camera, Things
-from world_model.tokenizer import Tokenizer, to_float, to_uint8
+from world_model.settle import fuse, settle, sharpen
+from world_model.state import DreamState
+from world_model.things import Things
+from world_model.tokenizer import to_float, to_uint8
 
-
-class WorldModel(nn.Module):
-    """All weights of a world: tokenizer, dynamics and, where it has sound, audio."""
-
-    def __init__(self, config: WorldConfig) -> None:
-        super().__init__()
-        self.config = config
-        tok = config.tokenizer
-        self.tokenizer = Tokenizer(tok)
-        self.dynamics = Dynamics(
-            config.dynamics, tok.latent_dim, tok.grid, len(config.actions), config.phases
-        )
-        placed = config.dynamics.pose or (config.dynamics.recall and config.dynamics.align)
-        self.aligner = Aligner(tok.latent_dim, tok.grid) if placed else None
-        self.audio: AudioModel | None = None
-        if config.audio is not None:
-            features = config.dynamics.conv_dim + SEEN_CHANNELS
-            self.audio = AudioModel(config.audio, features, tok.latent_dim, len(config.actions))
-        self.cast: Cast | None = None
-        if config.cast is not None:
-            self.cast = Cast(config.cast, len(config.actions), config.phases)
-        self.gauges: Gauges | None = None
-        if config.cast is not None and config.cast.gauges:
-            self.gauges = Gauges(config.cast, len(config.actions), config.phases)
-
-    @property
-    def camera(self) -> Camera:
-        """How the pictures of a world with a map are taken."""
-        place = self.dynamics.place
-        assert place is not None, "only a map knows how its pictures are taken"
-        surfaces, (rows, columns) = place.map.surfaces, place.map.grid
-        return Camera(surfaces.spread.float(), -surfaces.heights[0], surfaces.horizon, rows / columns)
-
-    @torch.no_grad()
-    def carried(self, z: Tensor, motion: Tensor) -> Tensor | None:
-        """Latents (..., C, h, w) as the motions (..., 3) leave them; None in a world that does not carry."""
-        carry, tokenizer = self.dynamics.carry, self.tokenizer
-        if carry is None:
-            return None
-        parts = zip(*(x.flatten(0, -k).split(CARRIED_AT_ONCE) for x, k in ((z, 4), (motion, 2))), strict=True)
-        moved = [
-            tokenizer.encode(carry(tokenizer.decode(part), part, by).clamp(-1, 1).to(part.dtype))
-            for part, by in parts
-        ]
-        return torch.cat(moved).float().view(z.shape)
-
-    def paint(self, noise: Tensor, out: TrunkOutput, z: Tensor, motion: Tensor, steps: int) -> Tensor:
-        """The head's next latents (B, C, h, w) after `z`. What it keeps for one who stands still is kept as
-        it is: to look at the same picture again and again would slowly make something else of it."""
-        kept = None
-        if self.dynamics.carry is not None:
-            rests = (motion.abs() < AT_REST).all(-1)[:, None, None, None]
-            kept = torch.where(rests, z.float(), out.carried)
-        return self.dynamics.head.sample(noise, out.mean, out.carried, out.features, steps, kept)
-
-    def overlay(self, things: Things, pose: Tensor) -> Tensor | None:
-        """What is seen of things from poses (B, 3), over the map: (B, 4, H, W), see `Sprites`."""
-        place = self.dynamics.place
-        if self.cast is None or place is None:
-            return None
-        size = (self.config.tokenizer.height, self.config.tokenizer.width)
-        with torch.autocast(pose.device.type, enabled=False):
-            seen: Tensor = self.cast.sprites(
-                things, pose.float(), self.camera, place.map.surfaces.walls, size
-            )
-        return seen
-
-    def think(
-        self, z: Tensor, act: Tensor, phase: Tensor, step: Step, retrieved: Retrieved | None
-    ) -> TrunkOutput:
-        """What the trunk makes of a clip from an empty state; see `Trunk.forward`."""
-        out: TrunkOutput = self.dynamics.trunk(z, act, phase, step, retrieved, self.carried(z, step.motion))
-        return out
-
-    def for_inference(self, dtype: torch.dtype) -> WorldModel:
-        """Kernels and matrices in `dtype`; what decides about the recurrent state, the stride by which places
-        are reckoned, and sound, in fp32."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
-        if self.audio is not None:
-            self.audio.float()
-        if self.cast is not None:
-            self.cast.behaviour.float()
-        if self.gauges is not None:
-            self.gauges.float()
-        stride = self.dynamics.stride
-        if stride is not None:
-            stride.float()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pack(self)
-        return self.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class DreamState:
-    """Everything a dream carries. Never changed in place, so holding on to it is a snapshot.
-
-    z (B, C, h, w) the present latent; place; trunk; bank; phase (B,); attended (B, R) bank positions
-    read in this tick; tick, ticks since the first context frame; seed of the noise.
-    """
-
-    z: Tensor
-    place: Place
-    trunk: TrunkState
-    bank: KeyframeBank
-    phase: Tensor
-    attended: Tensor
-    tick: int
-    seed: int
-    sound: SoundState | None = None
-    """Of a world with sound."""
-    things: Things | None = None
-    """Of a world with a cast."""
-    readings: Readings | None = None
-    """Of a world with gauges."""
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors, for hashing and measuring."""
-        layers = [t for layer in self.trunk.layers for t in (*layer.mamba, layer.window) if t is not None]
-        bank = [
-            self.bank.frames,
-            self.bank.keys,
-            self.bank.pose,
-            self.bank.born,
-            self.bank.uses,
-            self.bank.filled,
-        ]
-        if self.bank.walls is not None and self.bank.images is not None and self.bank.imagined is not None:
-            bank += [self.bank.walls, *self.bank.images, self.bank.imagined]
-        return [
-            self.z,
-            *self.place,
-            *layers,
-            *bank,
-            self.phase,
-            *(self.sound or ()),
-            *(self.things or ()),
-            *(self.readings or ()),
-        ]
-
-
-AT_REST = 2e-4
-"""Half extents and radians a tick: a tenth of a map unit, a fortieth of a pixel."""
-CARRIED_AT_ONCE = 16
 ENCODED_AT_ONCE = 64
 """Frames; a long context in one piece would take gigabytes."""
 THOUGHT = 32
@@ -331,6 +186,8 @@ class DreamEngine:
                 )
             state = replace(state, bank=bank)
         state, track = self._settled(state, path, z_BTChw, actions)
+        if obs is not None:
+            state, track = self._focused(state, track, np.stack([o[-1] for o in obs]))
         return self._search(state, track, z_BTChw, actions, obs)
 
     def _search(
@@ -351,7 +208,29 @@ class DreamEngine:
                 state = self._act(state, track[:, k - 1], act_BT[:, t - 1], t - 1 - count)
             picture = self.decode(z_BTChw[:, t]) if obs is None else np.stack([o[t] for o in obs])
             state = self.watch(state, picture, track[:, k])
-        return state
+        return state if obs is None else self._fitted(state, picture)
+
+    def _fitted(self, state: DreamState, picture: NDArray[np.uint8]) -> DreamState:
+        """The present things put right by a real picture (B, H, W, 3) of them."""
+        cast, place = self.model.cast, self.model.dynamics.place
+        assert cast is not None and place is not None and state.things is not None
+        x, pose = self._view(picture), state.place.pose.float()
+        resident = cast.spotter.residents[:, 0] > 0
+        how = (pose, self.model.camera, place.map.surfaces.walls, resident)
+        things = fitted(cast.sprites, state.things, x, self._map_picture(pose)[:, :, : x.shape[2]], *how)
+        return replace(state, things=things)
+
+    def _view(self, picture: NDArray[np.uint8]) -> Tensor:
+        """Pictures (B, H, W, 3) in [-1, 1], without a status bar."""
+        rows = round((self.model.camera.bottom + 1) / 2 * picture.shape[1])
+        return to_float(picture, self.device)[:, :, :rows]
+
+    def _map_picture(self, pose_F3: Tensor) -> Tensor:
+        """What the map alone paints: (F, 3, H, W) in about [-1, 1]."""
+        place, detail = self.model.dynamics.place, self.model.tokenizer.decoder.detail
+        assert place is not None and detail is not None
+        with self._precision():
+            return detail.paint(place.map.detail(pose_F3).fine).float()
 
     @torch.no_grad()
     def watch(self, state: DreamState, picture: NDArray[np.uint8], pose: Tensor | None = None) -> DreamState:
@@ -379,12 +258,32 @@ class DreamEngine:
         phase, walls = (state.phase + ticks) % self.config.phases, place.map.surfaces.walls
         with torch.autocast(self.device.type, enabled=False):
             how = (self.model.camera, walls, drawn.to(self.device))
-            things = cast.step(state.things, pose.float(), act_B, phase, *how)
+            meant = self._meant(state, act_B)
+            things = cast.step(state.things, pose.float(), meant, phase, *how)
             readings, gauges = state.readings, self.model.gauges
             if gauges is not None and readings is not None:
                 luck = torch.rand(readings.value.shape, generator=chance).to(self.device)
                 readings = gauges.step(readings, state.things, pose.float(), act_B, phase, luck)
         return replace(state, things=things, readings=readings)
+
+    def _meant(self, state: DreamState, act_B: Tensor) -> Tensor:
+        """What the actions amount to in this state: without ammunition a shot is none."""
+        gauges, readings = self.model.gauges, state.readings
+        return act_B if gauges is None or readings is None else gauges.meant(readings, act_B)
+
+    def over(self, state: DreamState) -> Tensor:
+        """Which dreams (B,) have come to their end, as by the player's death."""
+        gauges, readings = self.model.gauges, state.readings
+        if gauges is None or readings is None:
+            return torch.zeros(len(state.z), dtype=torch.bool, device=self.device)
+        return gauges.over(readings)
+
+    def rest(self, state: DreamState) -> DreamState:
+        """A tick in which nothing happens and nothing is heard."""
+        sound = state.sound
+        if sound is not None:
+            sound = sound._replace(samples=torch.zeros_like(sound.samples))
+        return replace(state, tick=state.tick + 1, sound=sound)
 
     def _with_past(self, state: DreamState, past: Past) -> DreamState:
         """The beginning of a dream that has been somewhere before."""
@@ -425,6 +324,18 @@ class DreamEngine:
         with self._precision():
             found = settle(place, self.model.aligner, self._atlas, path, z_BTChw, act_BT, phase, generator)
         return replace(state, place=found.place), found.track
+
+    def _focused(
+        self, state: DreamState, track_BT3: Tensor, last: NDArray[np.uint8]
+    ) -> tuple[DreamState, Tensor]:
+        """A settled place put right by the last real pictures (B, H, W, 3), and the way there with it."""
+        if self.model.dynamics.place is None or self.model.tokenizer.decoder.detail is None:
+            return state, track_BT3
+        generator = torch.Generator().manual_seed(state.seed % 2**63)
+        pose = focused(self._map_picture, self._view(last), state.place.pose, generator)
+        walked = motion_between(track_BT3[:, -1:].expand_as(track_BT3), track_BT3)
+        track = compose(pose[:, None].expand_as(walked), walked)
+        return replace(state, place=state.place._replace(pose=pose)), track
 
     @cached_property
     def _atlas(self) -> Atlas:
@@ -507,6 +418,7 @@ class DreamEngine:
         ones, or such as were painted already."""
         spent: dict[str, float] = {}
         began = perf_counter()
+        asked, act_B = act_B, self._meant(state, act_B)
         after, out = self._trunk(state, act_B, before, real, spent.__setitem__)
         thought = perf_counter()
         with self._precision():
@@ -515,7 +427,7 @@ class DreamEngine:
             if self.model.cast is not None:
                 z = torch.where(self._idle(after.place)[:, None, None, None], state.z, z)
             acting = perf_counter()
-            acted = self._act(state, state.place.pose, act_B)
+            acted = self._act(state, state.place.pose, asked)
         if acted is not state:
             after = replace(after, things=acted.things, readings=acted.readings)
             spent["cast"] = 1e3 * (perf_counter() - acting)

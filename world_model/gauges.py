@@ -53,6 +53,12 @@ class Gauges(nn.Module):
         """RGB in [0, 1] of each digit at each place."""
         self.register_buffer("steps", torch.zeros(count * CHANGES))
         """By how much each gauge may change."""
+        self.meaning: Tensor
+        self.ends: Tensor
+        self.register_buffer("meaning", torch.arange(actions).float().repeat(count, 1))
+        """What each action (G, A) amounts to while a gauge stands at nothing: no ammunition, no shot."""
+        self.register_buffer("ends", torch.zeros(count))
+        """Of each gauge, 1 or 0: whether all is over once it stands at nothing."""
         self.embed_action, self.embed_phase = nn.Embedding(actions, 12), nn.Embedding(phases, 8)
         self.embed_kind = nn.Embedding(config.kinds + 1, 8)
         self.near = nn.Sequential(nn.Linear(8 + 4, 48), nn.SiLU(), nn.Linear(48, 48))
@@ -99,6 +105,18 @@ class Gauges(nn.Module):
         by = self.steps.view(-1, CHANGES).expand(len(change), -1, -1).gather(2, change[..., None])[..., 0]
         value = (readings.value + by.round().long()).clamp(0, LARGEST)
         return Readings(value, readings.value, hidden)
+
+    def meant(self, readings: Readings, act_B: Tensor) -> Tensor:
+        """The actions, as what they amount to at these numbers."""
+        for g in range(self.ends.numel()):
+            other = self.meaning[g].long()[act_B]
+            act_B = torch.where(readings.value[:, g] == 0, other, act_B)
+        return act_B
+
+    def over(self, readings: Readings) -> Tensor:
+        """Which dreams (B,) are over: it shows that a number is at nothing without which there is no more."""
+        nothing = (readings.value == 0) & (readings.shown == 0)
+        return (nothing & (self.ends > 0)).any(1)
 
     def nothing(self, batch: int, device: torch.device | str) -> Readings:
         """Before anything was read."""

@@ -1,7 +1,7 @@
 """The dream as a Gymnasium environment (extra `[gym]`).
 
-Observations are uint8 (H, W, 3); actions the world's indices. A dream has no goal: rewards are 0 and only
-the `max_ticks` limit ends an episode.
+Observations are uint8 (H, W, 3); actions the world's indices. A dream has no goal: rewards are 0. An episode
+is terminated where the dream is over, as by the player's death, and truncated after `max_ticks`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DreamEnv(gymnasium.Env[Image, np.int64]):
         frame = self._world.step(int(action))
         self._ticks, self._image = self._ticks + 1, frame.image
         info = {"tick": frame.info.tick, "guard_events": frame.info.guard_events}
-        return self._image.copy(), 0.0, False, self._ticks >= self._max_ticks, info
+        return self._image.copy(), 0.0, frame.info.over, self._ticks >= self._max_ticks, info
 
     def render(self) -> Image:
         return self._image.copy()

@@ -9,8 +9,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from world_model.dream import DreamState
+from world_model.audio import SoundState
+from world_model.dynamics import TrunkState
+from world_model.gauges import Readings
+from world_model.memory import KeyframeBank
+from world_model.place import Place
+from world_model.things import Things
 from world_model.types import Image
+
+
+@dataclass(frozen=True)
+class DreamState:
+    """Everything a dream carries. Never changed in place, so holding on to it is a snapshot.
+
+    z (B, C, h, w) the present latent; place; trunk; bank; phase (B,); attended (B, R) bank positions
+    read in this tick; tick, ticks since the first context frame; seed of the noise.
+    """
+
+    z: Tensor
+    place: Place
+    trunk: TrunkState
+    bank: KeyframeBank
+    phase: Tensor
+    attended: Tensor
+    tick: int
+    seed: int
+    sound: SoundState | None = None
+    """Of a world with sound."""
+    things: Things | None = None
+    """Of a world with a cast."""
+    readings: Readings | None = None
+    """Of a world with gauges."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, for hashing and measuring."""
+        layers = [t for layer in self.trunk.layers for t in (*layer.mamba, layer.window) if t is not None]
+        bank = [
+            self.bank.frames,
+            self.bank.keys,
+            self.bank.pose,
+            self.bank.born,
+            self.bank.uses,
+            self.bank.filled,
+        ]
+        if self.bank.walls is not None and self.bank.images is not None and self.bank.imagined is not None:
+            bank += [self.bank.walls, *self.bank.images, self.bank.imagined]
+        return [
+            self.z,
+            *self.place,
+            *layers,
+            *bank,
+            self.phase,
+            *(self.sound or ()),
+            *(self.things or ()),
+            *(self.readings or ()),
+        ]
 
 
 class Picture:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from world_model.config import CastConfig
-from world_model.dream import DreamState
 from world_model.files import MIB, parse_object
-from world_model.state import WorldState, tensor_bytes
+from world_model.state import DreamState, WorldState, tensor_bytes
 from world_model.types import Image, WorldError
 
 SCHEMA = 1

@@ -76,6 +76,8 @@ class FrameInfo:
     """How often a non-finite state was replaced by the last good one since `reset`."""
     painted: bool = True
     """Whether the image is this tick's own; if not, it is the one that was painted last."""
+    over: bool = False
+    """Whether the world has come to its end, as by the player's death: from here on it stands still."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from world_model.checkpoint import load_world_weights, read_world_json
 from world_model.config import WorldConfig, world_config_from_json
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.sprites import from_bytes, to_bytes
+from world_model.tensorfile import is_finite
 
 PAINT = "cast.sprites.paint"
 """Kept in bytes, as pictures are."""
@@ -34,7 +35,10 @@ def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
 def stored_tensors(model: WorldModel) -> dict[str, Tensor]:
     """What a weights file holds of a model: matrices and kernels are kept as bfloat16."""
     wanted, tensors = expected_tensors(model.config), model.state_dict()
-    kept = {k: to_bytes(v) if k == PAINT else v.to(wanted[k][1]) for k, v in tensors.items()}
+    paint = tensors.pop(PAINT, None)
+    kept = {k: v.to(wanted[k][1]) for k, v in tensors.items()}
+    if paint is not None:  # NaN has no byte: it is left for who saves to refuse
+        kept[PAINT] = to_bytes(paint) if is_finite(paint) else paint
     return {k: v.contiguous().cpu() for k, v in kept.items()}
 
 

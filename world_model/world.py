@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from world_model.batch_dream import BatchDream
 from world_model.checkpoint import WEIGHTS_NAME, read_world_json, save_weights, write_json
-from world_model.dream import DreamEngine, DreamState, WorldModel
+from world_model.dream import DreamEngine
+from world_model.model import WorldModel
 from world_model.paths import find_world
 from world_model.precision import native_dtype
 from world_model.scenes import Scene, load_scene, scene_names
-from world_model.state import Keyframe, Memory, Picture, WorldState
+from world_model.state import DreamState, Keyframe, Memory, Picture, WorldState
 from world_model.state_file import Bounds, pack, unpack
 from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldError, WorldInfo
 from world_model.weights import load_model, stored_tensors
@@ -67,8 +68,9 @@ class World:
     def step(self, action: int, paint: bool = True) -> Frame:
         """Imagines the next tick. Raises ValueError for an action out of range.
 
-        With `paint` False the dream is exactly the same, but the frame shows the picture painted last and
-        `info.painted` is False; `Frame.painted` paints this tick's own where it is wanted after all.
+        A dream that is over (`info.over`) stands still. With `paint` False the dream is exactly the same, but
+        the frame shows the picture painted last and `info.painted` is False; `Frame.painted` paints this
+        tick's own where it is wanted after all.
         """
         if self._state is None:
             raise ValueError("call reset before step")
@@ -78,6 +80,12 @@ class World:
         began = perf_counter()
         before = self._state
         ms: dict[str, float] = {}
+        if self._over(before.dream):
+            dream = self._engine.rest(before.dream)
+            self._state = WorldState(
+                dream, before.picture, before.thumbnails, before.guard_events, before.weights_sha256
+            )
+            return self._frame(self._state, {"total": 1e3 * (perf_counter() - began)}, paint)
         taken = torch.tensor([int(action)])
         dream = self._engine.tick(
             before.dream, taken, ms.__setitem__, before=lambda: before.picture.get()[None]
@@ -147,10 +155,13 @@ class World:
     def _frame(self, state: WorldState, ms: dict[str, float], paint: bool) -> Frame:
         dream, picture = state.dream, state.picture
         attended = tuple(int(i) for i in dict.fromkeys(dream.attended[0].tolist()))
-        info = FrameInfo(dream.tick, ms, attended, state.guard_events, paint)
+        info = FrameInfo(dream.tick, ms, attended, state.guard_events, paint, self._over(dream))
         if paint:
             return Frame(picture.copy(), _sound(dream), info)
         return Frame(picture.shown.copy(), _sound(dream), info, picture.copy)
+
+    def _over(self, dream: DreamState) -> bool:
+        return bool(self._engine.over(dream)[0])
 
     def _picture(self, dream: DreamState, before: Image) -> Picture:
         paint = self._engine.painter(dream)

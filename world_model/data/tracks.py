@@ -47,8 +47,16 @@ class Track:
         return Track(self.kind[own], self.at[own], self.clear[own], self.pose[own])
 
 
-def track(data: LatentDataset, index: int, names: tuple[str, ...], slots: int, camera: Camera) -> Track:
-    """Of an episode of a source that tells things; kinds as they are numbered by `names`, from 1."""
+def track(
+    data: LatentDataset,
+    index: int,
+    names: tuple[str, ...],
+    slots: int,
+    camera: Camera,
+    farthest: float = CLEAR,
+) -> Track:
+    """Of an episode of a source that tells things; kinds as they are numbered by `names`, from 1. What is
+    farther off than `farthest` is not told to be seen."""
     episode, pose = data.episodes[index], data.pose(index)
     assert episode.things is not None and pose is not None
     told = np.asarray(episode.things)
@@ -70,11 +78,17 @@ def track(data: LatentDataset, index: int, names: tuple[str, ...], slots: int, c
             slot = held[number]
             kind[t, slot] = known[int(r[1])]
             at[t, slot] = (np.append(r[2:4] - origin, r[4])) / scale
-    return Track(kind, at, _clear(data, episode, kind, at, pose, camera), pose)
+    return Track(kind, at, _clear(data, episode, kind, at, pose, camera, farthest), pose)
 
 
 def _clear(
-    data: LatentDataset, episode: Episode, kind: Ints, at: Floats, pose: Floats, camera: Camera
+    data: LatentDataset,
+    episode: Episode,
+    kind: Ints,
+    at: Floats,
+    pose: Floats,
+    camera: Camera,
+    farthest: float,
 ) -> Ints:
     assert episode.depth is not None
     where = torch.from_numpy(at)
@@ -83,7 +97,7 @@ def _clear(
     y = camera.row(where[..., 2] + ANCHOR * (where[..., 2] <= 0.01), ahead)
     depth = torch.from_numpy(np.asarray(episode.depth, np.float32)) / data.frame_of_reference[1]
     rows, columns = depth.shape[1:]
-    inside = (ahead > 0.06) & (ahead < CLEAR) & (x.abs() < 0.97) & (y > -0.97)
+    inside = (ahead > 0.06) & (ahead < farthest) & (x.abs() < 0.97) & (y > -0.97)
     inside &= torch.from_numpy(kind) > 0
     near, y = y > camera.lowest, y.clamp(max=camera.lowest)
     column = ((x + 1) / 2 * columns).long().clamp(0, columns - 1)

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from world_model.batch_dream import BatchDream
-from world_model.dream import DreamEngine, DreamState
+from world_model.dream import DreamEngine
 from world_model.dynamics import LayerState
 from world_model.evaluation.protocol import Images, Ints
 from world_model.mamba import MambaState
+from world_model.state import DreamState
 from world_model.types import WorldError
 
 Begun = dict[tuple[str, int, bool], tuple[DreamState, Images]]

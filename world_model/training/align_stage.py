@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from world_model.data.dataset import LatentDataset
 from world_model.data.remembered import Held
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.place import compose, motion_between, wrap
 from world_model.precision import mixed_precision
 from world_model.settle import UNIT, Aligner

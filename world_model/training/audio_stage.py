@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from world_model.audio import CHANNELS, Codec, Feeling
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.episodes import Episode
-from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved
+from world_model.model import WorldModel
 from world_model.precision import mixed_precision
 from world_model.spectrum import log_mel_distance, snr, spectral_loss, spectrogram
 from world_model.training.dynamics_stage import own_steps, paint

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from world_model.carry import FARTHEST, NEARNESS, Carry
 from world_model.data.dataset import LatentDataset
-from world_model.dream import DreamEngine, WorldModel
+from world_model.dream import DreamEngine
+from world_model.model import WorldModel
 from world_model.place import motion_between
 from world_model.precision import mixed_precision, native_dtype
 from world_model.tokenizer import to_float

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from world_model.cast import HEIGHT_UNIT, SPOTTED, Spots
 from world_model.config import CastConfig
 from world_model.data.dataset import LatentDataset
-from world_model.data.tracks import SAME_DEPTH, Track, crop, track
-from world_model.dream import WorldModel
+from world_model.data.tracks import CLEAR, SAME_DEPTH, Track, crop, track
+from world_model.model import WorldModel
 from world_model.precision import mixed_precision
 from world_model.recall import into_view
 from world_model.sprites import Sprites
@@ -61,8 +61,8 @@ class Crops(NamedTuple):
     ahead: Tensor
 
 
-def all_tracks(data: LatentDataset, cast: CastConfig, camera: Camera) -> list[Track]:
-    return [track(data, i, cast.names, cast.slots, camera) for i in range(len(data.episodes))]
+def all_tracks(data: LatentDataset, cast: CastConfig, camera: Camera, farthest: float = CLEAR) -> list[Track]:
+    return [track(data, i, cast.names, cast.slots, camera, farthest) for i in range(len(data.episodes))]
 
 
 class Recorded(NamedTuple):
@@ -623,6 +623,8 @@ SEARCHED = 24
 """Pictures of a batch."""
 FULL = 0.75
 """Part of them that shows something."""
+SPOTTED_TO = 1.6
+"""Depth up to which a spotter is asked: a monster there is as large as its cell."""
 
 
 class Shown(NamedTuple):
@@ -651,7 +653,7 @@ class SpotterStage:
         self.model: nn.Module = self._spotter.requires_grad_(True)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._data, self._held_out = data, held_out
-        self._tracks = all_tracks(data, self._config, self._camera)
+        self._tracks = all_tracks(data, self._config, self._camera, SPOTTED_TO)
         self._spotter.residents.copy_(torch.from_numpy(_residents(self._tracks, self._config.slots)))
 
     def batch(self, rng: np.random.Generator, done: float) -> Shown:
@@ -717,7 +719,7 @@ class SpotterStage:
         """Of held-out things: found, wrongly found (both as parts of what there is), median error in half
         extents."""
         assert self._world.cast is not None
-        tracks = all_tracks(self._held_out, self._config, self._camera)
+        tracks = all_tracks(self._held_out, self._config, self._camera, SPOTTED_TO)
         rng = np.random.default_rng(0)
         hits = wrong = there = 0
         errors: list[float] = []

@@ -28,9 +28,9 @@ from world_model.config import view_rows
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.dataset import lively as lively_in
 from world_model.data.tracks import Track
-from world_model.dream import WorldModel
 from world_model.dynamics import Retrieved, Step
 from world_model.map import Detail
+from world_model.model import WorldModel
 from world_model.precision import mixed_precision
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float
 from world_model.training.cast_stage import all_tracks, real_things

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from world_model.data.dataset import Clips, LatentDataset
 from world_model.data.remembered import Held
-from world_model.dream import WorldModel
 from world_model.dynamics import NOISE_STD, Dynamics, Head, Retrieved, Step, TrunkOutput
+from world_model.model import WorldModel
 from world_model.place import Place, PlaceModel, compose, motion_between
 from world_model.precision import mixed_precision
 from world_model.recall import Views

@@ -1,13 +1,15 @@
 """Stage `gauges`: how numbers of a status bar are written, and how they change.
 
 Glyphs are the means of what stood in the picture where the source tells which number it was. Changes are a
-choice among those that were ever counted.
+choice among those that were ever counted. What an action amounts to without ammunition, and that nothing
+comes after the last of health, is counted as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from world_model.config import CastConfig
 from world_model.data.dataset import LatentDataset
 from world_model.data.episodes import Episode
 from world_model.data.tracks import Track
-from world_model.dream import WorldModel
 from world_model.gauges import BLANK, CHANGES, DIGITS, LARGEST, Gauges, Readings, digits, gauge_loss
+from world_model.model import WorldModel
+from world_model.place import motion_between
 from world_model.things import Things
 from world_model.tokenizer import to_float, to_uint8
 from world_model.training.cast_stage import all_tracks
@@ -31,6 +34,10 @@ CLIPS, WINDOW, WARM = 32, 96, 8
 """Clips and ticks of a batch, and ticks at the start of each in which nothing is asked."""
 WRITTEN = 6
 """Every so many frames count for glyphs."""
+OFTEN = 10
+"""Ticks in which an action has to be seen with a gauge at nothing, for what it amounts to then."""
+UNCHANGED = 0.5
+"""By so much nearer, in spreads over all actions, another has to be: what is done then differs by itself."""
 
 
 class Counted(NamedTuple):
@@ -63,6 +70,9 @@ class GaugesStage:
         if not bool(self._gauges.glyphs.any()):
             self._gauges.glyphs.copy_(glyphs(self._gauges, data.episodes, values, self._config.late))
             self._gauges.steps.copy_(_changes(values))
+        poses = [data.pose(i) for i in range(len(data.episodes))]
+        self._gauges.meaning.copy_(meanings(data.episodes, values, poses, len(world.config.actions)))
+        self._gauges.ends.copy_(endings(data.episodes, values))
         self._counted = self._count(data)
 
     def _count(self, data: LatentDataset) -> list[Counted]:
@@ -157,6 +167,44 @@ def _changes(values: list[Whole]) -> Tensor:
         best = steps[np.argsort(-count)][:CHANGES].astype(np.float32)
         rows.append(np.pad(best, (0, CHANGES - len(best)), constant_values=best[0]))
     return torch.from_numpy(np.concatenate(rows))
+
+
+def meanings(
+    episodes: list[Episode], values: list[Whole], poses: Sequence[NDArray[Any] | None], actions: int
+) -> Tensor:
+    """What each action amounts to while a gauge stands at nothing: the one that otherwise moves the player,
+    and takes from the gauge, as it does then. (G, A); what is hardly ever seen stays what it is."""
+    act = np.concatenate([np.asarray(e.actions, np.int64) for e in episodes])
+    value = np.concatenate([v[:-1] for v in values])
+    spent = np.concatenate([np.diff(v, axis=0).clip(max=0) for v in values])
+    moved = np.concatenate([_motions(p, len(v)) for p, v in zip(poses, values, strict=True)])
+    found = np.tile(np.arange(actions), (value.shape[1], 1))
+    for g in range(value.shape[1]):
+        effect, none = np.concatenate((moved, spent[:, g : g + 1]), 1), value[:, g] == 0
+        each = [[(act == a) & when for a in range(actions)] for when in (~none, none)]
+        usual, then = (
+            {a: effect[m].mean(0) for a, m in enumerate(masks) if m.sum() >= OFTEN} for masks in each
+        )
+        spread = np.std(np.array(list(usual.values())), axis=0) + 1e-6 if usual else 1.0
+        for a in set(then) & set(usual):
+            away = {b: float(np.linalg.norm((then[a] - usual[b]) / spread)) for b in usual}
+            away[a] -= UNCHANGED
+            found[g, a] = min(away, key=lambda b: away[b])
+    return torch.from_numpy(found).float()
+
+
+def _motions(pose: NDArray[Any] | None, frames: int) -> NDArray[np.float64]:
+    """How the player moved in each tick (T, 3), seen from the player."""
+    at = torch.zeros(frames, 3) if pose is None else torch.as_tensor(pose).double()
+    return motion_between(at[:-1], at[1:]).numpy()
+
+
+def endings(episodes: list[Episode], values: list[Whole]) -> Tensor:
+    """The gauges (G,) that stand at nothing whenever the game itself came to its end, and never before."""
+    ends = [v[-1] == 0 for e, v in zip(episodes, values, strict=True) if e.header.get("terminated")]
+    before = np.any([(v[:-1] == 0).any(0) for v in values], axis=0)
+    always = np.all(ends, axis=0) if ends else np.zeros(values[0].shape[1], bool)
+    return torch.from_numpy(always & ~before).float()
 
 
 def _clips(counted: list[Counted], rng: np.random.Generator, count: int) -> Counted:

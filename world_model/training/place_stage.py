@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from world_model.config import view_rows
 from world_model.data.dataset import LatentDataset, action_history, lively
-from world_model.dream import DreamEngine, WorldModel
+from world_model.dream import DreamEngine
 from world_model.evaluation.metrics import laplacian_energy, psnr
 from world_model.field import FREE, march_steps
+from world_model.model import WorldModel
 from world_model.place import Place, PlaceModel, motion_between, wrap
 from world_model.precision import mixed_precision, native_dtype
 from world_model.tokenizer import laplacian, reconstruction_loss, to_float, to_uint8

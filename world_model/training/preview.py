@@ -8,8 +8,9 @@ import numpy as np
 
 from world_model.batch_dream import BatchDream
 from world_model.data.episodes import Episode
-from world_model.dream import DreamEngine, WorldModel
+from world_model.dream import DreamEngine
 from world_model.evaluation.metrics import laplacian_energy, psnr
+from world_model.model import WorldModel
 from world_model.precision import native_dtype
 from world_model.training.pictures import save_rows
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from world_model.config import WorldConfig
 from world_model.data.dataset import boxed_area
 from world_model.data.episodes import Episode, list_episodes, read_episode
-from world_model.dream import DreamEngine, WorldModel
+from world_model.dream import DreamEngine
 from world_model.evaluation.metrics import laplacian_energy
+from world_model.model import WorldModel
 from world_model.precision import native_dtype
 from world_model.scenes import Past, Scene, save_scene
 from world_model.training.card import EVAL_NAME, read_metrics, write_card

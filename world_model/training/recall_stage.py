@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from world_model.data.dataset import LatentDataset
 from world_model.data.remembered import Held
-from world_model.dream import DreamEngine, WorldModel
+from world_model.dream import DreamEngine
 from world_model.evaluation.metrics import laplacian_energy, psnr
+from world_model.model import WorldModel
 from world_model.place import compose
 from world_model.precision import mixed_precision, native_dtype
 from world_model.recall import Views

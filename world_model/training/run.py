@@ -31,8 +31,8 @@ from world_model.config import AudioConfig, CastConfig, WorldConfig, view_rows, 
 from world_model.data.dataset import LatentDataset, Recall, cached_latents
 from world_model.data.episodes import Episode, list_episodes, read_episode
 from world_model.data.sources import make_source
-from world_model.dream import WorldModel
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL
+from world_model.model import WorldModel
 from world_model.recall import Lens
 from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing

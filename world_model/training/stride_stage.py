@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.data.dataset import LatentDataset
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.place import HISTORY, Place, Stride, compose, motion_between, wrap
 
 MOTION_ERROR = (0.002, 0.002, 0.01)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.data.dataset import LatentDataset, action_history
-from world_model.dream import WorldModel
+from world_model.model import WorldModel
 from world_model.place import Place, motion_between, wrap
 from world_model.precision import mixed_precision
 from world_model.recollection import DEPTHS
