@@ -66,7 +66,7 @@ STATE = HudState("rooms", fps=25.0, memory=900.0, parts=PARTS)
 
 @pytest.mark.parametrize("size", [(1280, 800), (500, 300), (320, 200)])
 def test_figures_and_badges_stand_apart_and_within_the_window(window: Window, size: tuple[int, int]) -> None:
-    state = replace(STATE, mode="paused", player="wander", filming=True, speed=0.125)
+    state = replace(STATE, mode="paused", player="wander", filming=True, over=True, speed=0.125)
     pygame.display.set_mode(size, pygame.RESIZABLE)
     screen = Screen(window.screen)
     window._fit()
