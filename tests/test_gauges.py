@@ -18,6 +18,7 @@ from world_model.config import CastConfig
 from world_model.data.episodes import Episode, read_episode, write_episode
 from world_model.gauges import BLANK, CHANGES, Gauges, digits
 from world_model.training.gauges_stage import GaugesStage, endings, meanings, numbers
+from world_model.training.publish import _hale, choose_scenes
 from world_model.types import WorldError
 
 GAUGED = replace(CAST, gauges=("AMMO", "HEALTH"), boxes=(2, 20, 12, 6, 20, 20, 12, 6))
@@ -173,6 +174,21 @@ def test_what_actions_amount_to_and_what_ends_a_game_is_counted() -> None:
         poses.append(pose.astype(np.float32))
     assert meanings(episodes, values, poses, 4).tolist() == [[0, 1, 0, 3], [0, 1, 2, 3]]
     assert endings(episodes, values).tolist() == [0, 1]
+
+
+def test_scenes_begin_with_enough_of_what_ends_a_dream() -> None:
+    model = tiny_model(config=GAUGING)
+    assert model.gauges is not None
+    health = np.array([90, 59, 60, 0])
+    told = np.stack((np.zeros(4, np.int64), health), 1)
+    blank = np.zeros(3)
+    header = {"variables": ["AMMO", "HEALTH"]}
+    frames = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)
+    episode = Episode(header, frames, blank, blank, None, None, blank, variables=told)
+    assert all(_hale(model, episode, tick) for tick in range(4))
+    model.gauges.ends[1] = 1
+    assert [_hale(model, episode, tick) for tick in range(4)] == [True, False, True, False]
+    assert all(at == 1 for _, at in choose_scenes([episode], 1, 1, lambda episode, tick: tick == 1))
 
 
 def test_boxes_belong_to_gauges() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from world_model.model import WorldModel
 from world_model.precision import native_dtype
 from world_model.scenes import Past, Scene, save_scene
 from world_model.training.card import EVAL_NAME, read_metrics, write_card
+from world_model.training.gauges_stage import numbers
 from world_model.training.pictures import write_png
 from world_model.training.run import ORDER, SOUND, foreign_stages, load_run
 from world_model.types import DataError
@@ -26,6 +29,8 @@ from world_model.world import save_world
 SCENE_TICKS, REMEMBERED_TICKS = 32, 600
 """Length of a scene, and, in a world that recalls, of the walk that it ends: all that such a dream knows."""
 REMEMBERED_SCENES = 4
+HALE = 60
+"""Of a number without which a dream is over, as health, a scene begins with as much."""
 
 
 def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
@@ -56,7 +61,7 @@ def publish(run: Path, data: Path, folder: Path, scenes: int = 8) -> None:
 
 def write_scenes(world: WorldModel, episodes: list[Episode], folder: Path, count: int, ticks: int) -> None:
     """Scenes of the episodes in place of those that the world's folder has; the first is its thumbnail."""
-    chosen = choose_scenes(episodes, count, ticks)
+    chosen = choose_scenes(episodes, count, ticks, partial(_hale, world))
     for old in (folder / "scenes").glob("*"):
         old.unlink()
     for index, (episode, start) in enumerate(chosen):
@@ -97,12 +102,26 @@ def make_scene(world: WorldModel, episode: Episode, start: int, ticks: int, name
     return Scene(name, *cut(last, SCENE_TICKS + 1), int(episode.phases[last]), past)
 
 
-def choose_scenes(episodes: list[Episode], count: int, ticks: int) -> list[tuple[Episode, int]]:
+def _hale(world: WorldModel, episode: Episode, tick: int) -> bool:
+    """Whether a dream that begins there is not over at once: of what ends it, as health, there is enough."""
+    if world.gauges is None:
+        return True
+    ends = world.gauges.ends.cpu().numpy() > 0
+    return bool((numbers(episode, world.gauges.config)[tick, ends] >= HALE).all())
+
+
+def choose_scenes(
+    episodes: list[Episode],
+    count: int,
+    ticks: int,
+    fit: Callable[[Episode, int], bool] = lambda episode, tick: True,
+) -> list[tuple[Episode, int]]:
     """Starts with something to see, far from each other: of many candidates, greedily the one whose last
     picture differs most from those already chosen, among the richest half: by edges, or, where episodes tell
-    boxes, by how much of the picture is in one."""
+    boxes, by how much of the picture is in one. Only such as are `fit` at their last tick, if any are."""
     rng = np.random.default_rng(0)
     candidates = [(e, int(s)) for e in episodes for s in rng.integers(0, max(1, len(e) - ticks), 12)]
+    candidates = [(e, s) for e, s in candidates if fit(e, s + ticks - 1)] or candidates
     last = [np.array(e.frames[s + ticks - 1]) for e, s in candidates]
     richness = np.array(
         [
