@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from other_device import other_device
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, TINY, WIDTH, tiny_data, tiny_model, tiny_world
 from world_model import load_world
 from world_model.behaviour import Odds
@@ -388,6 +389,23 @@ def test_the_stages_of_a_cast_learn_and_what_they_count_is_so(tmp_path: Path) ->
     batch = decoder.batch(np.random.default_rng(0), 0.0)
     assert batch.things is not None and batch.things.shape == (2, 4, HEIGHT, WIDTH)
     assert math.isfinite(decoder.loss(batch, 0.0)[0].item())
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_cast_run_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cast_data(tmp_path / "data")
+    train, val = dataset(root, "train"), dataset(root, "val")
+    with other_device(monkeypatch) as device:
+        world = tiny_model(config=CASTING).to(device)
+        assert world.cast is not None
+        with torch.no_grad():
+            world.cast.sprites.paint.zero_()
+            world.cast.behaviour.ways.zero_()
+        for name in ("sprites", "behaviour", "spotter"):
+            stage = cast_stage(name, world, train, val, device)
+            stage.loss(stage.batch(np.random.default_rng(0), 0.0), 0.0)[0].backward()  # type: ignore[arg-type]
+        decoder = DecoderStage(world, train, None, None, device, batch_size=2, clip_ticks=6, per_clip=1)  # type: ignore[arg-type]
+        decoder.loss(decoder.batch(np.random.default_rng(0), 0.0), 0.0)[0].backward()
 
 
 def test_the_source_says_which_kinds_there_are(tmp_path: Path) -> None:

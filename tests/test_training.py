@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from other_device import other_device
 from tiny import RECALLING, STRIDING, TINY, tiny_data, tiny_world
 from world_model import load_world
 from world_model.checkpoint import load_training, load_weights, save_training, write_json
@@ -495,3 +496,28 @@ class Dot(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = torch.nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(RECALLING, id="recall"),
+        pytest.param(TINY, id="map", marks=pytest.mark.slow),
+        pytest.param(STRIDING, id="stride", marks=pytest.mark.slow),
+    ],
+)
+def test_stages_train_on_another_device(
+    run: TrainConfig, config: WorldConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(run.run / "world.json", config.to_json())
+    with other_device(monkeypatch) as device:
+        train(replace(run, device=device, steps=1, previews=False), quiet)
+    assert set(ORDER) - {*RECALL, *PLACE, *STRIDE, *MOVING} <= {p.stem for p in run.run.glob("*.safetensors")}
+
+
+def test_what_is_on_different_devices_does_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with other_device(monkeypatch) as device:
+        far, near = torch.ones(3, device=device), torch.ones(3)
+        assert (2 * far).cpu().tolist() == [2, 2, 2] and far.sum().item() == 3
+        with pytest.raises(AssertionError, match="mixes devices"):
+            far + near

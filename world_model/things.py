@@ -63,6 +63,10 @@ class Camera(NamedTuple):
         """The lowest row that counts: what stands near ends below the view."""
         return min(0.97, self.bottom) - 0.04
 
+    def cpu(self) -> Camera:
+        """The same for recordings, which stay in the computer's own memory."""
+        return self._replace(spread=self.spread.detach().cpu())
+
     def column(self, right: Tensor, ahead: Tensor) -> Tensor:
         """The same to the right of the player."""
         return right / (self.spread * ahead.clamp(min=NEAREST))

@@ -62,6 +62,7 @@ class Crops(NamedTuple):
 
 
 def all_tracks(data: LatentDataset, cast: CastConfig, camera: Camera, farthest: float = CLEAR) -> list[Track]:
+    camera = camera.cpu()
     return [track(data, i, cast.names, cast.slots, camera, farthest) for i in range(len(data.episodes))]
 
 
@@ -187,7 +188,7 @@ class SpritesStage:
                 behind = painted[0].float().cpu().clamp(-1, 1)
             depth = torch.from_numpy(data.depth(episode, t))
             size = self._config.texels
-            parts.append(_crops(own, t, moment[:, 2], frame, behind, depth, board, self._camera, size))
+            parts.append(_crops(own, t, moment[:, 2], frame, behind, depth, board, self._camera.cpu(), size))
         return Crops(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
     def _begin(self, crops: Crops) -> None:
@@ -672,15 +673,16 @@ class SpotterStage:
         rows, columns = frames.shape[1] // SPOTTED, frames.shape[2] // SPOTTED
         kind, look = (torch.zeros(len(moments), rows, columns, dtype=torch.long) for _ in range(2))
         aside, depth, height = (torch.zeros(len(moments), rows, columns) for _ in range(3))
+        camera = self._camera.cpu()
         for f, (i, t) in enumerate(moments):
             own = tracks[i]
             slots = np.flatnonzero(own.clear[t] == 1)
             pose, at = torch.from_numpy(own.pose[t]), torch.from_numpy(own.at[t, slots])
             ahead, right = into_view(at[:, :2], pose)
-            x = self._camera.column(right, ahead)
-            y = self._camera.row(at[:, 2] + ANCHOR * (at[:, 2] < 0.01), ahead).clamp(max=self._camera.lowest)
+            x = camera.column(right, ahead)
+            y = camera.row(at[:, 2] + ANCHOR * (at[:, 2] < 0.01), ahead).clamp(max=camera.lowest)
             across = (x + 1) / 2 * columns
-            looks = _labelled_at(data, i, t, own.moment(t), self._world.cast.sprites, self._camera)
+            looks = _labelled_at(data, i, t, own.moment(t), self._world.cast.sprites, camera)
             for k in ahead.argsort(descending=True).tolist():  # the nearest last: it hides the others
                 c, r = int(across[k].clamp(0, columns - 1)), int(((y[k] + 1) / 2 * rows).clamp(0, rows - 1))
                 kind[f, r, c] = int(own.kind[t, slots[k]])
@@ -766,7 +768,7 @@ def _labelled_at(
     episode, board = data.episodes[index], sprites.board.cpu()
     frame = to_float(np.array(episode.frames[tick])[None])[0]
     depth = torch.from_numpy(data.depth(episode, tick))
-    crops = _crops(one, 0, slots, frame, frame, depth, board, camera, LABELLED)
+    crops = _crops(one, 0, slots, frame, frame, depth, board, camera.cpu(), LABELLED)
     look[slots] = tell_looks(sprites, crops).numpy()
     return look
 

@@ -43,6 +43,8 @@ from world_model.training.tokenizer_stage import (
     lively_loss,
 )
 
+DECODED = 4
+"""Clips to a batch."""
 AGAIN = 3
 """Steps on other parts of the same pictures, after the first: dreaming them costs most of it."""
 ALONE, LONG = 12, 24
@@ -100,7 +102,7 @@ class DecoderStage:
         preview: RolloutPreview,
         still: TokenizerPreview,
         device: str,
-        batch_size: int = 4,
+        batch_size: int = DECODED,
         clip_ticks: int = 8,
         per_clip: int = 4,
     ) -> None:

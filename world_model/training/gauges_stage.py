@@ -142,7 +142,7 @@ def numbers(episode: Episode, config: CastConfig) -> Whole:
 
 def glyphs(gauges: Gauges, episodes: list[Episode], values: list[Whole], late: int) -> Tensor:
     """The mean picture of each digit at each place; one that never stood there is that of all places."""
-    total = torch.zeros_like(gauges.glyphs)
+    total = torch.zeros_like(gauges.glyphs, device="cpu")
     count = torch.zeros(*gauges.glyphs.shape[:3], 1)
     for episode, value in zip(episodes, values, strict=True):
         ticks = np.arange(late, len(episode.frames), WRITTEN)

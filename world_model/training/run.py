@@ -38,7 +38,7 @@ from world_model.training.align_stage import AlignStage
 from world_model.training.audio_stage import AudioStage, CodecStage, hearing
 from world_model.training.carry_stage import CarryStage, carrying
 from world_model.training.cast_stage import cast_stage, playing
-from world_model.training.decoder_stage import DecoderStage, drawing
+from world_model.training.decoder_stage import DECODED, DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.gauges_stage import GaugesStage
 from world_model.training.loop import Stage, StageConfig, Trainer
@@ -163,7 +163,7 @@ class TrainConfig:
     preview_seconds: float = 900.0
     previews: bool = True
     clips: int | None = None
-    """Clips to a batch of the dynamics, in place of a stage's own number."""
+    """Clips to a batch of the dynamics and the decoder, in place of a stage's own number."""
     plain: bool = False
     """A world with no memory but Mamba's state: what the others are measured against."""
 
@@ -307,7 +307,8 @@ class _Material:
         preview = RolloutPreview(self.val)
         if name == "decoder":
             still = TokenizerPreview(self.val, torch.device(device), view_rows(self.world.config))
-            return DecoderStage(self.world, self._latents(), preview, still, device)
+            clips = self.config.clips or DECODED
+            return DecoderStage(self.world, self._latents(), preview, still, device, clips)
         clips = self.config.clips or STAGES[name].batch_size
         settings = dataclasses.replace(STAGES[name], compile=self.config.compile, batch_size=clips)
         self.world.requires_grad_(False)
@@ -329,7 +330,7 @@ class _Material:
             data = LatentDataset(episodes, latents, world.pose_origin, world.pose_scale)
             recollection = self.world.dynamics.recollection
             if recollection is not None:
-                lens = Lens(recollection.spread.detach().clone(), recollection.heights)
+                lens = Lens(recollection.spread.detach().cpu().clone(), recollection.heights)
                 data.remember(Recall(lens, recollection.aspect, world.dynamics.keyframes))
             self._datasets[split] = data
         return self._datasets[split]
