@@ -246,7 +246,7 @@ def train(
     ] = None,
     clips: Annotated[
         int | None,
-        typer.Option(min=1, help="Clips to a batch of trunk, head and rollout: fewer are quicker."),
+        typer.Option(min=1, help="Clips to a batch of trunk, head, rollout, decoder."),
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="No memory but Mamba's state, to measure others against.")
