@@ -188,7 +188,7 @@ class SpritesStage:
                 behind = painted[0].float().cpu().clamp(-1, 1)
             depth = torch.from_numpy(data.depth(episode, t))
             size = self._config.texels
-            parts.append(_crops(own, t, moment[:, 2], frame, behind, depth, board, self._camera.cpu(), size))
+            parts.append(_crops(own, t, moment[:, 2], frame, behind, depth, board, self._camera, size))
         return Crops(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
     def _begin(self, crops: Crops) -> None:
@@ -227,7 +227,7 @@ def _crops(
     some slots stand."""
     kind, at = torch.from_numpy(own.kind[tick, slots]), torch.from_numpy(own.at[tick, slots])
     pose = torch.from_numpy(own.pose[tick])
-    how = (at, board[kind], pose, camera, texels)
+    how = (at, board[kind], pose, camera.cpu(), texels)
     seen, inside = crop(torch.cat((frame, behind)), *how, "bilinear")
     there, _ = crop(depth[None], *how, "nearest")
     ahead, _ = into_view(at[:, :2], pose)
@@ -682,7 +682,7 @@ class SpotterStage:
             x = camera.column(right, ahead)
             y = camera.row(at[:, 2] + ANCHOR * (at[:, 2] < 0.01), ahead).clamp(max=camera.lowest)
             across = (x + 1) / 2 * columns
-            looks = _labelled_at(data, i, t, own.moment(t), self._world.cast.sprites, camera)
+            looks = _labelled_at(data, i, t, own.moment(t), self._world.cast.sprites, self._camera)
             for k in ahead.argsort(descending=True).tolist():  # the nearest last: it hides the others
                 c, r = int(across[k].clamp(0, columns - 1)), int(((y[k] + 1) / 2 * rows).clamp(0, rows - 1))
                 kind[f, r, c] = int(own.kind[t, slots[k]])
@@ -768,7 +768,7 @@ def _labelled_at(
     episode, board = data.episodes[index], sprites.board.cpu()
     frame = to_float(np.array(episode.frames[tick])[None])[0]
     depth = torch.from_numpy(data.depth(episode, tick))
-    crops = _crops(one, 0, slots, frame, frame, depth, board, camera.cpu(), LABELLED)
+    crops = _crops(one, 0, slots, frame, frame, depth, board, camera, LABELLED)
     look[slots] = tell_looks(sprites, crops).numpy()
     return look
 
