@@ -236,7 +236,7 @@ def test_walls_out_of_reach_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     state = engine.start(engine.encode(obs)[None], act, phase, obs=obs[None])
     keeper, recollection = engine._keeper, engine.model.dynamics.recollection
     assert keeper is not None and recollection is not None and int(state.bank.filled.sum()) > 1
-    felt = recollection.felt(keeper.blank(state.bank), state.place, state.z)
+    felt = recollection.felt(keeper.blank(state.bank), state.place, recollection.walls(state.z))
     felt = felt._replace(wall=torch.full_like(felt.wall, 0.022))
     numbers = felt, recollection.lens, state.place.pose[:, :2]
     assert walls_near(*numbers, torch.full((1, 1), 9.0)).shown.any()
@@ -246,6 +246,26 @@ def test_walls_out_of_reach_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     everywhere = partial(walls_near, reach_B1=torch.full((1, 1), 9.0))
     monkeypatch.setattr(recollecting, "walls_near", lambda views, lens, xy, _: everywhere(views, lens, xy))
     torch.testing.assert_close(recollection.move(*now).pose, moved.pose)
+
+
+def test_a_dream_feels_walls_by_what_it_remembers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real frame's latent tells them by itself; that of a dream does not, whether it is painted or not."""
+    engine = DreamEngine(tiny_model(config=RECALLING))
+    recollection, asked = engine.model.dynamics.recollection, list[bool]()
+    assert recollection is not None
+    walls = recollection.walls
+
+    def told(z: torch.Tensor, glimpsed: torch.Tensor | None = None) -> torch.Tensor:
+        asked.append(glimpsed is not None)
+        return walls(z, glimpsed)
+
+    monkeypatch.setattr(recollection, "walls", told)
+    obs, act = tiny_frames(6), np.full((1, 5), 1, np.int64)
+    state = engine.start(engine.encode(obs)[None], act, np.zeros(1, np.int64), obs=obs[None])
+    assert asked and not any(asked)
+    asked.clear()
+    engine.tick(engine.tick(state, torch.tensor([1])), torch.tensor([1]))
+    assert asked == [True, True]
 
 
 def test_ablations_change_what_is_dreamed() -> None:

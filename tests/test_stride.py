@@ -13,7 +13,7 @@ from one_room import ROOM, keyframes
 from tiny import HEIGHT, LATENT_GRID, RECALLING, STRIDING, WIDTH, tiny_model
 from world_model.place import HISTORY, Place, PlaceModel, Stride
 from world_model.recall import Views, centres, turned_back
-from world_model.recollection import BODY, Recollection, nothing_held
+from world_model.recollection import BODY, COARSE_CHANNELS, Rangefinder, Recollection, nothing_held
 from world_model.settle import Alignment, fuse
 from world_model.training.stride_stage import Steps, walk_loss
 from world_model.training.survey_stage import SurveyBatch, odometer_loss, varied
@@ -75,7 +75,8 @@ def test_a_wall_that_is_seen_now_stops_the_player_who_remembers_nothing(recollec
     for depth in (0.04, 1.0):
         nn.init.constant_(told.bias, math.log(depth) + 1)
         place = PlaceModel.nowhere(1, "cpu")
-        felt = recollection.felt(nothing, place, torch.zeros(1, 4, *LATENT_GRID))
+        here = recollection.walls(torch.zeros(1, 4, *LATENT_GRID))
+        felt = recollection.felt(nothing, place, here)
         moved.append(float(recollection.move(place, torch.tensor([1]), torch.tensor([0]), felt).pose[0, 0]))
     assert 0.0 < moved[0] < 0.02 and moved[1] > 0.03
 
@@ -94,6 +95,41 @@ def test_a_wall_across_an_open_door_is_not_believed_in(recollection: Recollectio
     )
     free = recollection.move(nowhere, torch.tensor([1]), torch.tensor([0]), doubted)
     assert float(free.pose[0, 0]) == pytest.approx(0.04)
+
+
+def test_what_the_player_sees_now_is_not_doubted(recollection: Recollection) -> None:
+    """Reckoned a little wrong, all that is remembered may have seen past it."""
+    walks_ahead(recollection)
+    place = PlaceModel.nowhere(1, "cpu")
+    others = keyframes([[-0.1, 0.0, 0.0], [-0.2, 0.0, 0.0]], recollection.columns)
+    near = torch.full((1, recollection.columns), 0.05)
+    felt = recollection.felt(others, place, near)
+    stopped = recollection.move(place, torch.tensor([1]), torch.tensor([0]), felt)
+    assert float(stopped.pose[0, 0]) < 0.05 - BODY + 1e-4
+    free = recollection.move(place, torch.tensor([1]), torch.tensor([0]), others)
+    assert float(free.pose[0, 0]) == pytest.approx(0.04)
+
+
+def test_what_keyframes_tell_counts_for_walls_once_that_is_learned(recollection: Recollection) -> None:
+    z, told = torch.randn(2, 4, *LATENT_GRID), torch.randn(2, COARSE_CHANNELS, *(4 * n for n in LATENT_GRID))
+    alone, last = recollection.walls(z), recollection.rangefinder.beside[-1]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    assert torch.equal(recollection.walls(z, told), alone)
+    nn.init.normal_(last.weight)
+    changed = recollection.walls(z, told)
+    assert not torch.equal(changed, alone) and torch.equal(recollection.walls(z), alone)
+
+
+def test_walls_are_told_where_they_are_seen() -> None:
+    wide = Rangefinder(4, (2, 16))
+    nn.init.normal_(wide.beside[-1].weight)  # type: ignore[arg-type]
+    z, told = torch.randn(1, 4, 2, 16), torch.randn(1, COARSE_CHANNELS, 8, 64)
+    before = wide(z, told)
+    told[:, :, :, 48:] = 0
+    changed = (wide(z, told) - before)[0].detach().abs()
+    assert float(changed[:32].max()) == 0 and float(changed[-8:].min()) > 0
 
 
 def test_who_walks_into_a_wall_slides_along_it(recollection: Recollection) -> None:

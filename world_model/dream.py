@@ -481,7 +481,8 @@ class DreamEngine:
             if dynamics.recollection is not None and self._keeper is not None:
                 views = self._keeper.views(bank, attended)
                 held = self._keeper.blank(bank) if self.use_memory else views
-                felt = dynamics.recollection.felt(held, state.place, state.z)
+                here = dynamics.recollection.walls(state.z, None if real else self.told(state))
+                felt = dynamics.recollection.felt(held, state.place, here)
             place = self._beside(state, dynamics.move(state.place, act_B, state.phase, felt))
         after = replace(
             state,
@@ -492,6 +493,11 @@ class DreamEngine:
             tick=state.tick + 1,
         )
         return after, views, retrieved
+
+    def told(self, state: DreamState) -> Tensor:
+        """What the keyframes that a moment looks at tell of its view."""
+        assert self._keeper is not None
+        return self._keeper.glimpse(self._keeper.views(state.bank, state.attended), state.place.pose).told
 
     @cached_property
     def _keyless(self) -> Tensor:

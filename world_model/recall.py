@@ -159,17 +159,22 @@ def walls_near(views: Views, lens: Lens, xy_B2: Tensor, reach_B1: Tensor) -> Wal
     poses, but for those that are not there.
 
     Between two columns that show a near and a far wall a network tells depths between: a wall across an open
-    door. Who sees further there than that wall is, knows better.
+    door. Who sees further there than that wall is, knows better. But nobody knows better than the last of
+    them, which is what the player sees: reckoned a little wrong, all others may have seen past it.
     """
     points = wall_points(views, lens)
     close = torch.minimum(views.wall[..., :-1], views.wall[..., 1:]) < CLOSE
     shown = joined(views) & close & views.held[:, 0, :, None]
-    ends = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)
-    walls = Walls(*ends, shown.flatten(1)).within(xy_B2, reach_B1)
-    if not walls.shown.numel():
-        return walls
-    doubt = doubted((walls.start + walls.end) / 2, views, lens)
-    return walls._replace(shown=walls.shown & (doubt <= 0))
+
+    def some(which: slice) -> Walls:
+        ends = points[:, which, :-1].flatten(1, 2), points[:, which, 1:].flatten(1, 2)
+        return Walls(*ends, shown[:, which].flatten(1)).within(xy_B2, reach_B1)
+
+    seen, walls = some(slice(-1, None)), some(slice(-1))
+    if walls.shown.numel():
+        doubt = doubted((walls.start + walls.end) / 2, views, lens)
+        walls = walls._replace(shown=walls.shown & (doubt <= 0))
+    return Walls(*(torch.cat(parts, 1) for parts in zip(walls, seen, strict=True)))
 
 
 def doubted(xy_BN2: Tensor, views: Views, lens: Lens) -> Tensor:

@@ -65,11 +65,28 @@ class Glimpse(NamedTuple):
     told: Tensor
 
 
-class Rangefinder(nn.Module):
-    """Latent (F, C, h, w) -> log of how far the wall is in each of 4 w columns (F, 4 w)."""
+def known_cells(glimpse: Glimpse, grid: tuple[int, int]) -> Tensor:
+    """Which cells of a latent (F, 1, h, w) keyframes show for the most part, 1 or 0."""
+    known = glimpse.found.known.flatten(0, 1)[:, None].float()
+    return (F.adaptive_avg_pool2d(known, grid) > 0.5).float()
 
-    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 96) -> None:
+
+class Rangefinder(nn.Module):
+    """Latent (F, C, h, w) -> log of how far the wall is in each of 4 w columns (F, 4 w).
+
+    A real frame's latent tells that by itself. One that was dreamed grows dull within ten ticks where
+    keyframes paint the picture anyway, so it is read beside what they tell, (F, COARSE_CHANNELS, 4 h, 4 w).
+    """
+
+    def __init__(self, latent_dim: int, grid: tuple[int, int], dim: int = 96, beside: int = 64) -> None:
         super().__init__()
+        self.beside = nn.Sequential(
+            nn.Conv2d(4 * 4 * grid[0] * COARSE_CHANNELS, beside, 1),
+            nn.SiLU(),
+            nn.Conv2d(beside, dim, (1, 3), padding=(0, 1)),
+        )
+        for parameter in self.beside[-1].parameters():
+            nn.init.zeros_(parameter)
         self.enter = nn.Sequential(
             nn.Conv2d(latent_dim, dim // 2, 3, padding=1),
             nn.SiLU(),
@@ -84,9 +101,12 @@ class Rangefinder(nn.Module):
             nn.Conv2d(dim, 4, 1),
         )
 
-    def forward(self, z_FChw: Tensor) -> Tensor:
-        tall = self.enter(z_FChw).flatten(1, 2)[:, :, None]
-        return _log_depth(self.columns(tall)[:, :, 0].transpose(1, 2).flatten(1))
+    def forward(self, z_FChw: Tensor, told: Tensor | None = None) -> Tensor:
+        x = self.columns[:2](self.enter(z_FChw).flatten(1, 2)[:, :, None])
+        if told is not None:
+            tall = told.flatten(1, 2).unflatten(2, (-1, 4)).transpose(2, 3).flatten(1, 2)
+            x = x + self.beside(tall[:, :, None].to(z_FChw.dtype))
+        return _log_depth(self.columns[2:](x)[:, :, 0].transpose(1, 2).flatten(1))
 
 
 class Surveyor(nn.Module):
@@ -215,9 +235,10 @@ class Recollection(nn.Module):
         """Columns of a keyframe whose depth is known."""
         return 4 * self.grid[1]
 
-    def walls(self, z_FChw: Tensor) -> Tensor:
-        """How far the wall is in each column of real or dreamed latents: (F, columns)."""
-        return self.rangefinder(z_FChw).exp()
+    def walls(self, z_FChw: Tensor, told: Tensor | None = None) -> Tensor:
+        """How far the wall is in each column of latents: (F, columns). Of dreamed ones with what was `told`
+        by a glimpse."""
+        return self.rangefinder(z_FChw, told).exp()
 
     def survey(self, image_F3HW: Tensor) -> Tensor:
         """The same of keyframes, from their pictures uint8 (F, 3, H, W)."""
@@ -230,10 +251,11 @@ class Recollection(nn.Module):
         return views._replace(wall=walls.view_as(views.wall))
 
     @torch.no_grad()
-    def felt(self, views: Views, place: Place, z_FChw: Tensor) -> Views:
-        """What `move` goes by: keyframes, without pictures, and the present latents, seen from `place`."""
+    def felt(self, views: Views, place: Place, walls_FC: Tensor) -> Views:
+        """What `move` goes by: keyframes, without pictures, and last of all how far the walls are that are
+        seen now, from `place`."""
         blank = views.image.new_zeros(*views.wall.shape[:2], 0)
-        pose, walls = place.pose[:, None].float(), self.walls(z_FChw)[:, None].float()
+        pose, walls = place.pose[:, None].float(), walls_FC[:, None].float()
         here = Views(blank[:, :1], pose, walls, torch.ones_like(views.held[:, :1, :1]))
         return Views(
             torch.cat((blank, blank[:, :1]), 1),

@@ -8,7 +8,8 @@ reckoning from a start that is a little off.
   a tick of compounding), then one pass with gradient against the clean targets.
 - `head`: the same with the trunk frozen; what is fed back are the head's samples.
 - `rollout`: a stretch of each clip is dreamed tick by tick as in play, with carried state, and both parts
-  learn to get from each dreamed moment to the true next one.
+  learn to get from each dreamed moment to the true next one; where keyframes show something, to what the
+  encoder makes of the picture that the dream will paint of it.
 
 Things that move cover little of a picture and are what counts: where they are, an error costs more. But
 what happens by chance happens otherwise in a dream, and who is held to it learns to let things fade: after a
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from world_model.model import WorldModel
 from world_model.place import Place, PlaceModel, compose, motion_between
 from world_model.precision import mixed_precision
 from world_model.recall import Views
+from world_model.recollection import known_cells
 from world_model.training.preview import RolloutPreview
 
 START_ERROR = (math.log(0.0005), math.log(0.02))
@@ -119,17 +122,20 @@ class DynamicsStage:
             retrieved = None if nothing else self._retrieved(clips)
             z = clips.z[:, :-1]
             with torch.no_grad():
-                step = own_steps(self.dynamics, clips, 1.0 if nothing else FORGOTTEN)
+                way = own_way(self.dynamics, clips, 1.0 if nothing else FORGOTTEN)
+                step = way.step
                 own_context = self._dream if self.config.dreamed else self._own_context
                 z, carried = own_context(clips, z, step, retrieved)
+                target, counts = self._as_painted(clips, z, way)
             out: TrunkOutput
             with torch.set_grad_enabled(self.config.train_trunk):
                 out = self._trunk(z, clips.act, clips.phase, step, retrieved, carried)
             weight, dear = attention(clips, z, self._world.config.cast is not None), painting(clips, z)
+            weight = weight * counts
             if not self.config.train_trunk:
-                self._thought = clips.z[:, 1:], out, weight, dear
+                self._thought = target, out, weight, dear
                 self._again = AGAIN
-            return self._losses(clips, out, weight, dear)
+            return self._losses(target, out, weight, dear)
 
     def _painted_again(self) -> tuple[Tensor, dict[str, float]]:
         """A step of the head alone on some frames that the trunk thought of last: a tenth of the cost."""
@@ -145,9 +151,8 @@ class DynamicsStage:
         return self._preview(self._world, path)
 
     def _losses(
-        self, clips: Clips, out: TrunkOutput, weight: Tensor, dear: Tensor
+        self, target: Tensor, out: TrunkOutput, weight: Tensor, dear: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        target = clips.z[:, 1:]
         error = ((out.mean - target).square() * weight).mean() / self._variance
         total = error if self.config.train_trunk else torch.zeros((), device=self.device)
         metrics = {"mean": error.item()}
@@ -175,6 +180,26 @@ class DynamicsStage:
             total = total + keep_loss(keep, painted, present, clean, cost * first, dear)
         total = total / self._variance
         return total, {"head": total.item()}
+
+    def _as_painted(self, clips: Clips, z: Tensor, way: Way) -> tuple[Tensor, Tensor]:
+        """Targets (B, T, C, h, w) and which cells of them count (B, T, 1, h, w), 1 or 0: true latents; but in
+        dreams, where keyframes show something, what the encoder makes of a picture of it, from where the
+        dream believes it stands. How far off that is nobody can tell: who is held to the true latent there
+        learns a mean of many, and wears off within ten ticks.
+        """
+        true, recollection = clips.z[:, 1:], self.dynamics.recollection
+        if recollection is None or way.views is None or way.known is None or not self.config.dreamed:
+            return true, torch.ones_like(true[:, :, :1])
+        target, counts, tokenizer = true.clone(), 1 - way.known, self._world.tokenizer
+        dreamed = (~_real(clips, z)).any(0).flatten().float()
+        order = (dreamed + torch.rand(len(dreamed), device=self.device)).argsort(descending=True)
+        for t in order[:PAINTED].tolist():  # all together would not fit a cache
+            views = way.views._replace(held=way.views.held[:, t : t + 1])
+            picture = tokenizer.decode(true[:, t], recollection.detail(views, way.pose[:, t]))
+            painted = tokenizer.encode(picture.clamp(-1, 1)).float()
+            target[:, t] = torch.where(way.known[:, t] > 0, painted, true[:, t])
+            counts[:, t] = 1
+        return target, counts
 
     def _own_context(
         self, clips: Clips, z: Tensor, step: Step, retrieved: Retrieved | None
@@ -252,6 +277,8 @@ def keep_loss(
     return (wrong * gain.abs() * cost).mean()
 
 
+PAINTED = 12
+"""Ticks to a step whose own pictures are looked at, dreamed ones first: it costs more than all the rest."""
 AGAIN = 7
 """Steps of a head on what a frozen trunk has thought, after the first."""
 LIVELY = 8.0
@@ -307,8 +334,23 @@ FORGOTTEN, PATCHY, AMNESIA = 0.1, 0.5, 0.15
 there are none at all."""
 
 
+class Way(NamedTuple):
+    """Where the ticks of clips lead: the steps, the poses (B, T, 3) and, in a world that recalls, what is
+    looked at from there and which cells (B, T, 1, h, w) keyframes show, 1 or 0."""
+
+    step: Step
+    pose: Tensor
+    views: Views | None
+    known: Tensor | None
+
+
+def own_steps(dynamics: Dynamics, clips: Clips) -> Step:
+    """The steps of `own_way`."""
+    return own_way(dynamics, clips).step
+
+
 @torch.no_grad()
-def own_steps(dynamics: Dynamics, clips: Clips, forgotten: float = FORGOTTEN) -> Step:
+def own_way(dynamics: Dynamics, clips: Clips, forgotten: float = FORGOTTEN) -> Way:
     """Where the ticks of a clip lead by the dream's own reckoning, from a start that is a little off.
 
     The error at the start covers what sight leaves after a context, over a decade and a half.
@@ -323,15 +365,21 @@ def own_steps(dynamics: Dynamics, clips: Clips, forgotten: float = FORGOTTEN) ->
         motion = motion_between(clips.before, clips.pose[:, 0])
         place = place._replace(pose=compose(clips.pose[:, 0], error), motion=motion, history=clips.history)
     places, views = [], own_views(dynamics, clips.held, forgotten)
+    recollection = dynamics.recollection
     for t in range(ticks):
         now = None
-        if views is not None and dynamics.recollection is not None:
+        if views is not None and recollection is not None:
             now = views._replace(held=views.held[:, t : t + 1])
-            now = dynamics.recollection.felt(now, place, clips.z[:, t])
+            now = recollection.felt(now, place, recollection.walls(clips.z[:, t]))
         place = dynamics.move(place, clips.act[:, t], clips.phase[:, t], now)
         places.append(place)
     flat = Place(*(torch.stack(p, 1).flatten(0, 1) for p in zip(*places, strict=True)))
-    return Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat, views)))
+    glimpse = known = None
+    if views is not None and recollection is not None:
+        glimpse = recollection.glimpse(views, flat.pose)
+        known = known_cells(glimpse, dynamics.grid).unflatten(0, (batch, ticks))
+    steps = Step(*(s.unflatten(0, (batch, ticks)) for s in dynamics.step_to(flat, views, glimpse)))
+    return Way(steps, flat.pose.unflatten(0, (batch, ticks)), views, known)
 
 
 @torch.no_grad()

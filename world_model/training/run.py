@@ -40,6 +40,7 @@ from world_model.training.carry_stage import CarryStage, carrying
 from world_model.training.cast_stage import cast_stage, playing
 from world_model.training.decoder_stage import DECODED, DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
+from world_model.training.feel_stage import FeelStage, feeling
 from world_model.training.gauges_stage import GaugesStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
@@ -67,10 +68,11 @@ ORDER = (
     "head",
     "rollout",
     "decoder",
+    "feel",
 )
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
-RECALL = ("recall", "survey")
+RECALL = ("recall", "survey", "feel")
 """What only a world has that is new every time."""
 STRIDE = ("stride",)
 """What a world has that is new every time, and one with a map that moves likewise."""
@@ -100,6 +102,7 @@ SHARES = {
     "head": 0.13,
     "rollout": 0.25,
     "decoder": 0.1,
+    "feel": 0.05,
 }
 SHARES |= {"codec": 0.05, "audio": 0.05}
 """Of the minutes given to `all`."""
@@ -119,6 +122,7 @@ RATES = {
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
     "decoder": (5e-4, 0.004),
+    "feel": (1e-3, 0.01),
     "codec": (1e-3, 0.01),
     "audio": (1e-3, 0.01),
 }
@@ -296,6 +300,8 @@ class _Material:
             return StrideStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "survey":
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "feel":
+            return FeelStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         if name in CAST:
@@ -531,6 +537,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return striding(world) if world.dynamics.stride is not None else None
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
+        case "feel":
+            return feeling(world) if world.dynamics.recollection is not None else None
         case "carry":
             return carrying(world) if world.dynamics.carry is not None else None
         case "sprites" | "behaviour" | "spotter":

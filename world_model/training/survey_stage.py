@@ -149,7 +149,8 @@ class SurveyStage:
                 torch.tensor([int(getattr(data.episodes[i], name)[at]) for i, at in now], device=self.device)
                 for name in ("actions", "phases")
             )
-            felt = self._recollection.felt(views._replace(held=views.held[:, t : t + 1]), place, z)
+            now_held = views._replace(held=views.held[:, t : t + 1])
+            felt = self._recollection.felt(now_held, place, self._recollection.walls(z))
             place = self._recollection.move(place, act, phase, felt)
         miss = (place.pose[:, :2] - tracks[:, -1, :2]).norm(dim=1) * self._units
         turned = wrap(place.pose[:, 2] - tracks[:, -1, 2]).abs().rad2deg()

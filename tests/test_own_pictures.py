@@ -1,0 +1,102 @@
+"""What a world that recalls learns from the pictures of its own dreams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import RECALLING, TINY, tiny_data, tiny_model
+from world_model.data.dataset import LatentDataset, Recall
+from world_model.data.episodes import list_episodes, read_episode
+from world_model.model import WorldModel
+from world_model.training import dynamics_stage, feel_stage
+from world_model.training.dynamics_stage import STAGES, DynamicsStage, own_way
+from world_model.training.feel_stage import FeelStage
+from world_model.training.preview import RolloutPreview
+
+
+def dataset(root: Path, world: WorldModel) -> LatentDataset:
+    episodes = [read_episode(folder) for folder in list_episodes(tiny_data(root), "train")]
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(0, 0.4, (len(e) + 1, 4, 2, 4)).astype(np.float16) for e in episodes]
+    data, found = LatentDataset(episodes, latents, (0.0, 0.0), 20.0), world.dynamics.recollection
+    if found is not None:
+        data.remember(Recall(found.lens, found.aspect, world.config.dynamics.keyframes))
+    return data
+
+
+def dreaming(world: WorldModel, data: LatentDataset) -> DynamicsStage:
+    settings = replace(STAGES["rollout"], batch_size=3)
+    return DynamicsStage(settings, world, data, RolloutPreview(list(data.episodes), 1), "cpu")
+
+
+def test_where_something_is_known_a_dream_is_held_to_its_own_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamics_stage, "PAINTED", 4)
+    torch.manual_seed(0)
+    world = tiny_model(config=RECALLING)
+    data = dataset(tmp_path, world)
+    stage = dreaming(world, data)
+    clips = stage.batch(np.random.default_rng(0), 0.0)
+    with torch.no_grad():
+        way = own_way(world.dynamics, clips, 0.0)
+        assert way.known is not None
+        way = way._replace(known=(torch.rand_like(way.known) < 0.5).float())
+        z = clips.z[:, :-1].clone()
+        z[:, 20:22] += 1  # two moments were dreamed: their pictures are asked for first
+        target, counts = stage._as_painted(clips, z, way)
+    assert way.known is not None
+    other = (target != clips.z[:, 1:]).any(2, keepdim=True).float()
+    painted = counts.amin((0, 2, 3, 4)).bool() | other.amax((0, 2, 3, 4)).bool()
+    assert torch.equal(other[:, painted], way.known[:, painted])
+    assert torch.equal(counts[:, ~painted], 1 - way.known[:, ~painted]) and not other[:, ~painted].any()
+    assert 4 <= int(painted.sum()) < len(painted) and painted[20:22].all()
+    assert counts[:, painted].all()
+    # It is what the encoder makes of the picture that is shown there.
+    recollection, tick = world.dynamics.recollection, 20
+    assert recollection is not None and way.views is not None
+    views = way.views._replace(held=way.views.held[:, tick : tick + 1])
+    with torch.no_grad():
+        picture = world.tokenizer.decode(clips.z[:, tick + 1], recollection.detail(views, way.pose[:, tick]))
+        seen = world.tokenizer.encode(picture.clamp(-1, 1))
+    known = (way.known[:, tick] > 0).expand_as(seen)
+    torch.testing.assert_close(target[:, tick][known], seen[known], rtol=0, atol=0.02)
+
+
+def test_a_world_with_a_map_is_held_to_what_was_recorded(tmp_path: Path) -> None:
+    world = tiny_model(config=TINY)
+    stage = dreaming(world, dataset(tmp_path, world))
+    clips = stage.batch(np.random.default_rng(0), 0.0)
+    with torch.no_grad():
+        target, counts = stage._as_painted(clips, clips.z[:, :-1], own_way(world.dynamics, clips))
+    assert torch.equal(target, clips.z[:, 1:]) and counts.all()
+
+
+def test_walls_are_learned_from_the_pictures_of_dreams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feel_stage, "DREAMS", 2)
+    monkeypatch.setattr(feel_stage, "PIECES", 1)
+    torch.manual_seed(0)
+    world = tiny_model(config=RECALLING)
+    data = dataset(tmp_path, world)
+    stage = FeelStage(world, data, data, "cpu")
+    recollection = world.dynamics.recollection
+    assert recollection is not None
+    measured = {k: v.clone() for k, v in recollection.surveyor.state_dict().items()}
+    optimizer = torch.optim.Adam(stage.model.parameters(), 3e-3)
+    felt = []
+    for step in range(feel_stage.AGAIN):
+        loss, metrics = stage.loss(stage.batch(np.random.default_rng(step), 0.0), 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        felt.append(metrics["felt"])
+    assert np.mean(felt[-10:]) < 0.7 * felt[0]
+    assert all(torch.equal(v, measured[k]) for k, v in recollection.surveyor.state_dict().items())
+    assert stage.preview(tmp_path / "none.png").keys() == {"felt_percent", "alone_percent"}
