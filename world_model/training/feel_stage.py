@@ -100,6 +100,8 @@ class FeelStage:
         found = []
         for t in range(batch.act.shape[1] + 1 - context):
             state = engine.tick(state, act[:, context - 1 + t])
+            if not bool(torch.isfinite(state.place.pose).all()):
+                break  # a dream that has lost itself teaches nothing
             if t % MEASURED == 0:
                 image = torch.from_numpy(engine.show(state)).to(self.device).permute(0, 3, 1, 2)
                 with mixed_precision(self.device.type):
