@@ -15,7 +15,7 @@ from game.machine import describe_machine, rss_mb
 from game.players import Wanderer
 from world_model.types import TICK_MS, DataError
 
-SECTIONS = ("carry", "trunk", "head", "sound", "decode", "total")
+SECTIONS = ("carry", "imagine", "trunk", "head", "sound", "decode", "total")
 FIRST_RSS = 100
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from other_device import other_device
-from tiny import RECALLING, STRIDING, TINY, tiny_data, tiny_world
+from tiny import IMAGINING, RECALLING, STRIDING, TINY, tiny_data, tiny_world
 from world_model import load_world
 from world_model.checkpoint import load_training, load_weights, save_training, write_json
 from world_model.config import WorldConfig
@@ -36,6 +36,7 @@ from world_model.training.run import (
     CARRY,
     CAST,
     GAUGES,
+    IMAGINE,
     ORDER,
     PLACE,
     RECALL,
@@ -51,6 +52,8 @@ from world_model.types import DataError
 
 MOVING = {*CARRY, *CAST, *GAUGES}
 """What only worlds have in which other things move."""
+LACKING = {*RECALL, *IMAGINE, *STRIDE, *MOVING}
+"""Stages that the tiny world has nothing for."""
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def quiet(_: str) -> None:
 
 def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -> None:
     train(run, quiet)
-    stages = set(ORDER) - {*RECALL, *STRIDE, *MOVING}
+    stages = set(ORDER) - LACKING
     assert {p.stem for p in run.run.glob("*.safetensors")} == stages
     records = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
     assert {r["stage"] for r in records} == stages
@@ -97,7 +100,7 @@ def test_all_stages_run_and_the_result_opens(run: TrainConfig, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("config", "foreign"),
-    [(RECALLING, {*PLACE, *MOVING}), (STRIDING, {*RECALL, *MOVING})],
+    [(IMAGINING, {*PLACE, *MOVING}), (STRIDING, {*RECALL, *IMAGINE, *MOVING})],
     ids=["recall", "stride"],
 )
 def test_a_world_of_another_kind_is_trained_and_opens(
@@ -298,12 +301,7 @@ def test_who_has_a_world_and_its_data_trains_it_on(run: TrainConfig, tmp_path: P
     there = load_weights(world / "weights.safetensors", None)
     train(replace(run, stages=("head",), start=world, steps=0), quiet)
     train(replace(run, stages=("decoder",), start=world, steps=0), quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {
-        *RECALL,
-        *STRIDE,
-        *MOVING,
-        "rollout",
-    }
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - LACKING - {"rollout"}
     begun = load_run(run.run).state_dict()
     for name in (
         "tokenizer.encoder.layers.1.weight",
@@ -329,7 +327,7 @@ def test_what_a_run_is_to_begin_with_must_be_there(run: TrainConfig, tmp_path: P
 
 
 def test_a_plain_world_remembers_by_its_state_alone(run: TrainConfig) -> None:
-    for config in (TINY, RECALLING):
+    for config in (TINY, RECALLING, IMAGINING):
         dynamics = without_memory(config).dynamics
         assert (dynamics.pose, dynamics.recall, dynamics.window, dynamics.retrieved) == (False, False, 1, 0)
     write_json(run.run / "world.json", without_memory(RECALLING).to_json())
@@ -351,7 +349,12 @@ def test_ctrl_c_stops_all_stages_and_the_same_command_goes_on(run: TrainConfig) 
     with pytest.raises(DataError, match="train --stage place first"):
         publishing.publish(run.run, run.data, run.run / "world")
     train(run, quiet)
-    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {*RECALL, *STRIDE, *MOVING}
+    assert {p.stem for p in run.run.glob("*.safetensors")} == set(ORDER) - {
+        *RECALL,
+        *IMAGINE,
+        *STRIDE,
+        *MOVING,
+    }
 
 
 def test_short_episodes_are_left_out(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,7 +504,7 @@ class Dot(torch.nn.Module):
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(RECALLING, id="recall"),
+        pytest.param(IMAGINING, id="recall"),
         pytest.param(TINY, id="map", marks=pytest.mark.slow),
         pytest.param(STRIDING, id="stride", marks=pytest.mark.slow),
     ],

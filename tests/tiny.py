@@ -52,6 +52,10 @@ RECALLING = replace(
 """The same without a map: it looks at what its keyframes hold."""
 
 
+IMAGINING = replace(RECALLING, dynamics=replace(RECALLING.dynamics, imagination=12))
+"""And it makes up what they do not show."""
+
+
 STRIDING = replace(TINY, dynamics=replace(TINY.dynamics, strides=True))
 """With a map, and moved by a stride instead of by a network that feels for walls."""
 

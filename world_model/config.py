@@ -30,6 +30,7 @@ MAY_BE_ZERO = frozenset(
         "recalled",
         "pose_octaves",
         "carry",
+        "imagination",
         "boxes",
         "late",
     }
@@ -90,6 +91,8 @@ class DynamicsConfig:
     recall: bool = False
     """Whether it has a sense of place without a map, in a source that is another place every time: it looks
     at what its keyframes hold from where it is. A world has one of the two or neither."""
+    imagination: int = 0
+    """Channels of the network that makes up what no keyframe shows (`imagination.py`), or 0: fog."""
     align: bool = True
     """Whether a world that recalls puts its place right by an `Aligner` while real frames come in. One with a
     map always does."""
@@ -119,6 +122,8 @@ class DynamicsConfig:
             _refuse(self, "attention_heads", f"a divisor of d_model {self.d_model}")
         if self.d_model % self.head_dim:
             _refuse(self, "head_dim", f"a divisor of d_model {self.d_model}")
+        if self.imagination % 3:
+            _refuse(self, "imagination", "a multiple of 3")  # twice that is shared by six heads
         if max(self.paint_bits, default=0) > 24:
             _refuse(self, "paint_bits", "powers of two up to 24")
         if self.tile <= 0:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from world_model.atlas import Atlas
 from world_model.cast import WATCHED
-from world_model.dynamics import Retrieved, TrunkOutput
+from world_model.dynamics import NOISE_STD, Retrieved, TrunkOutput
 from world_model.focus import fitted, focused
 from world_model.gauges import Readings
+from world_model.imagination import TICKS
 from world_model.keeper import Keeper, Pictures
 from world_model.memory import KeyframeBank
 from world_model.model import AT_REST, WorldModel
@@ -46,6 +47,12 @@ SOUND_NOISE = 1 << 40
 """Sets the chance of a tick's sound apart from that of its picture."""
 CAST_NOISE = 1 << 41
 """And that of what things do."""
+VISION_NOISE = 1 << 42
+"""And that of what is made up."""
+LOOKED_AHEAD = 3
+"""Ticks between two looks at what will be missed."""
+ASIDE = 1.2
+"""Radians to the side of where the player will look, in which something may be missed soon."""
 
 Timer = Callable[[str, float], None]
 
@@ -142,6 +149,9 @@ class DreamEngine:
             sound=None if self.model.audio is None else self.model.audio.silence(batch, self.device),
             things=None if self.model.cast is None else self.model.cast.begin(batch, self.device),
             readings=None if self.model.gauges is None else self.model.gauges.nothing(batch, self.device),
+            vision=(
+                None if self.model.imagination is None else self.model.imagination.nothing(batch, self.device)
+            ),
         )
 
     @torch.no_grad()
@@ -453,6 +463,12 @@ class DreamEngine:
         timer: Timer = _untimed,
     ) -> tuple[DreamState, TrunkOutput]:
         """Everything of a tick but the new latent; `before` and `real` as for `tick`."""
+        if not real:
+            began = perf_counter()
+            envisioned = self._envision(state)
+            if envisioned is not state:
+                state = envisioned
+                timer("imagine", 1e3 * (perf_counter() - began))
         after, views, retrieved = self._move(state, act_B, before, real)
         with self._precision():
             dynamics = self.model.dynamics
@@ -494,6 +510,56 @@ class DreamEngine:
         )
         return after, views, retrieved
 
+    def _envision(self, state: DreamState) -> DreamState:
+        """A tick's work at what nobody has seen: a view of it is begun, gone on with, or held in memory."""
+        imagination, vision, keeper = self.model.imagination, state.vision, self._keeper
+        if imagination is None or vision is None or keeper is None or not self.use_memory:
+            return state
+        bank, x, clean, left = state.bank, vision.x, vision.clean, vision.left
+        going, ready = left > 1, left == 1
+        with self._precision():
+            if bool(ready.any()):
+                z = x.clamp(-1, 1)
+                how = (ready, z, vision.pose, state.tick, lambda: self.decode(z))
+                bank = keeper.hold(bank, *how, imagined=True)
+        if bool(going.any()):
+            stepped = imagination.step(x, clean, left - 1, vision.told)
+            x, clean = (
+                torch.where(going[:, None, None, None], new, old)
+                for new, old in zip(stepped, (x, clean), strict=True)
+            )
+        if bool(left.any()):
+            vision = vision._replace(x=x, clean=clean, left=(left - 1).clamp(min=0))
+            state = replace(state, bank=bank, vision=vision)
+        with self._precision():
+            return self._begin_vision(state, left == 0)
+
+    def _begin_vision(self, state: DreamState, idle_B: Tensor) -> DreamState:
+        """Begins to make up what a player will not know who turns on like this, or soon to either side."""
+        vision, keeper, place = state.vision, self._keeper, state.place
+        assert vision is not None and keeper is not None
+        if state.tick % LOOKED_AHEAD or not bool(idle_B.any()):
+            return state
+        turn = TICKS * place.motion[:, 2:]
+        begun = idle_B & keeper.misses(state.bank, _turned(place.pose, turn))
+        free = idle_B & ~begun
+        if bool(free.any()):
+            side = ASIDE if state.tick // LOOKED_AHEAD % 2 else -ASIDE
+            beside = free & keeper.misses(state.bank, _turned(place.pose, turn + side))
+            begun, turn = begun | beside, turn + side * beside[:, None]
+        if not bool(begun.any()):
+            return state
+        pose = _turned(place.pose, turn)
+        generator = torch.Generator().manual_seed((_noise_seed(state) ^ VISION_NOISE) % 2**63)
+        noise = NOISE_STD * torch.randn(vision.x.shape, generator=generator).to(pose)
+
+        def new(fresh: Tensor, old: Tensor) -> Tensor:
+            return torch.where(begun.view(-1, *[1] * (old.ndim - 1)), fresh.to(old.dtype), old)
+
+        fresh = (noise, noise, keeper.tell(state.bank, pose), pose, torch.full_like(vision.left, TICKS))
+        vision = type(vision)(*(new(f, old) for f, old in zip(fresh, vision, strict=True)))
+        return replace(state, vision=vision)
+
     def told(self, state: DreamState) -> Tensor:
         """What the keyframes that a moment looks at tell of its view."""
         assert self._keeper is not None
@@ -526,7 +592,10 @@ class DreamEngine:
         return KeyframeBank.empty(batch, keyframes, (channels, *size.grid), self.device, picture)
 
     def _offer(self, state: DreamState, picture: Pictures, real: bool) -> KeyframeBank:
-        """The bank after it was offered the present moment."""
+        """The bank after it was offered the present moment. Where what is missing is made up, a dream holds
+        nothing else of its own."""
+        if self.model.imagination is not None and self.use_memory and not real:
+            return state.bank
         if self._keeper is None:
             return state.bank.offer(state.z, state.place.pose, state.tick)
         with self._precision():
@@ -557,6 +626,10 @@ class DreamEngine:
         """Depends on seed and tick alone, so that a restored state goes on as it did."""
         generator = torch.Generator().manual_seed(_noise_seed(state) % 2**63)
         return torch.randn(state.z.shape, generator=generator).to(self.device)
+
+
+def _turned(pose_B3: Tensor, turn_B1: Tensor) -> Tensor:
+    return torch.cat((pose_B3[:, :2], pose_B3[:, 2:] + turn_B1), 1).float()
 
 
 def _noise_seed(state: DreamState, ticks: int = 0) -> int:

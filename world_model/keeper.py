@@ -6,6 +6,7 @@ out, and what it keeps of their pictures can be made again at any time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from world_model.memory import KeyframeBank
-from world_model.recall import Views, known_part, retrieve, shrunk, worth
+from world_model.memory import KeyframeBank, apart
+from world_model.recall import IMAGINED, Views, known_part, retrieve, shrunk, worth
 from world_model.recollection import COARSE_STEP, Glimpse, Recollection, nothing_held
 
 KNOWN = 0.5
 """Part of a view from which on the dream's own picture of it is not held."""
+
+MISSED = 0.9
+"""Part of a view below which what is missing of it is made up, in a world that does so."""
+POOR = 1.2
+"""What it may cost to see what was made up (`recall.worth`), beyond that it was, before it is made up again
+from nearer by: as much as being seen three times too small."""
 
 Pictures = Callable[[], NDArray[np.uint8]]
 """Gives pictures (B, H, W, 3); painted only if it is called."""
@@ -69,6 +76,22 @@ class Keeper:
         image = torch.from_numpy(picture()).to(z_BChw.device).permute(0, 3, 1, 2).contiguous()
         walls = self._recollection.survey(image)
         return bank.keep(wanted, z_BChw, pose_B3, tick, walls, image, imagined)
+
+    def misses(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+        """Which dreams (B,) do not know enough of the view from a pose, and made nothing up there yet."""
+        assert bank.imagined is not None
+        shown = worth(self.blank(bank), self._recollection.lens, pose_B3, self._recollection.aspect)
+        imagined = bank.imagined & bank.filled
+        poor = (shown < math.exp(-POOR - IMAGINED)) & imagined[..., None]
+        made_up = (apart(bank.pose, pose_B3[:, None]) < 1) & imagined
+        return ~made_up.any(1) & (known_part(shown.masked_fill(poor, 0.0)) < MISSED)
+
+    def tell(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+        """What keyframes tell of the view from a pose where the dream is not yet: see `Glimpse`."""
+        blank, count = self.blank(bank), min(self._recalled, bank.size)
+        shown = worth(blank, self._recollection.lens, pose_B3, self._recollection.aspect)
+        found = retrieve(blank, pose_B3, count, shown)
+        return self._recollection.glimpse(self._look_up(bank, found), pose_B3).told
 
     def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """Positions (B, R) of the keyframes to look at from a pose."""

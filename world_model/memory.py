@@ -234,6 +234,8 @@ class KeyframeBank:
             # The last one stays for as long as it is the last; of two that are alike the younger leaves.
             newest = self.born.masked_fill(~self.filled, -1).argmax(1, keepdim=True)
             closest = closest.scatter(1, newest, -torch.inf) + 1e-7 * self.born.argsort(1).argsort(1)
+            if self.imagined is not None:  # what was made up is missed less than what was seen
+                closest = closest + 1.0 * self.imagined
         return closest.argmax(1)
 
 

@@ -13,6 +13,7 @@ from world_model.cast import Cast
 from world_model.config import WorldConfig
 from world_model.dynamics import SEEN_CHANNELS, Dynamics, Retrieved, Step, TrunkOutput
 from world_model.gauges import Gauges
+from world_model.imagination import Imagination
 from world_model.packing import pack
 from world_model.settle import Aligner
 from world_model.things import Camera, Things
@@ -37,6 +38,9 @@ class WorldModel(nn.Module):
         )
         placed = config.dynamics.pose or (config.dynamics.recall and config.dynamics.align)
         self.aligner = Aligner(tok.latent_dim, tok.grid) if placed else None
+        self.imagination: Imagination | None = None
+        if config.dynamics.recall and config.dynamics.imagination:
+            self.imagination = Imagination(tok.latent_dim, tok.grid, config.dynamics.imagination)
         self.audio: AudioModel | None = None
         if config.audio is not None:
             features = config.dynamics.conv_dim + SEEN_CHANNELS
@@ -103,6 +107,8 @@ class WorldModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
+        if self.imagination is not None:
+            self.imagination.to(dtype)
         if self.audio is not None:
             self.audio.float()
         if self.cast is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from world_model.audio import SoundState
 from world_model.dynamics import TrunkState
 from world_model.gauges import Readings
+from world_model.imagination import Vision
 from world_model.memory import KeyframeBank
 from world_model.place import Place
 from world_model.things import Things
@@ -40,6 +41,8 @@ class DreamState:
     """Of a world with a cast."""
     readings: Readings | None = None
     """Of a world with gauges."""
+    vision: Vision | None = None
+    """Of a world that makes up what it has not seen."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors, for hashing and measuring."""
@@ -63,6 +66,7 @@ class DreamState:
             *(self.sound or ()),
             *(self.things or ()),
             *(self.readings or ()),
+            *(self.vision or ()),
         ]
 
 

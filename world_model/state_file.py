@@ -21,6 +21,7 @@ from torch import Tensor
 
 from world_model.config import CastConfig
 from world_model.files import MIB, parse_object
+from world_model.imagination import TICKS
 from world_model.state import DreamState, WorldState, tensor_bytes
 from world_model.types import Image, WorldError
 
@@ -171,6 +172,7 @@ def _check_values(dream: DreamState, parts: Parts, thumbnails: dict[int, Image],
         "dream.bank.uses": (0, MAX_NUMBER),
         "dream.attended": (0, slots - 1),
         "dream.trunk.filled": (0, bounds.window),
+        "dream.vision.left": (0, TICKS),
     }
     if bounds.cast is not None:
         limits["dream.things.kind"] = (0, bounds.cast.kinds)

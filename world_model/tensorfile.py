@@ -38,6 +38,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
     "U8": torch.uint8,
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}

@@ -16,6 +16,11 @@ from world_model.tensorfile import is_finite
 PAINT = "cast.sprites.paint"
 """Kept in bytes, as pictures are."""
 
+IN_BYTES = ("imagination.", "tokenizer.")
+"""Matrices and kernels of these are kept in whole bytes in a world that has both, for 16 MB, with a scale for
+each output: SCALE is added to the name."""
+SCALE = ".scale"
+
 
 def load_model(folder: Path) -> WorldModel:
     """The model of a world folder, in float32. Raises WorldError that names the file and the reason."""
@@ -28,6 +33,9 @@ def build_model(config: WorldConfig, tensors: dict[str, Tensor]) -> WorldModel:
     with torch.device("meta"):
         model = WorldModel(config)
     fresh = {k: from_bytes(v) if k == PAINT else v.float() for k, v in tensors.items()}
+    for name in [k for k, v in tensors.items() if v.dtype == torch.int8]:
+        scale = fresh.pop(name + SCALE)
+        fresh[name] = fresh[name] * scale.view(-1, *[1] * (fresh[name].ndim - 1))
     model.load_state_dict(fresh, assign=True)
     return model
 
@@ -36,20 +44,39 @@ def stored_tensors(model: WorldModel) -> dict[str, Tensor]:
     """What a weights file holds of a model: matrices and kernels are kept as bfloat16."""
     wanted, tensors = expected_tensors(model.config), model.state_dict()
     paint = tensors.pop(PAINT, None)
-    kept = {k: v.to(wanted[k][1]) for k, v in tensors.items()}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if wanted[name][1] == torch.int8 and is_finite(tensor):
+            kept[name], kept[name + SCALE] = _in_bytes(tensor.float())
+        else:
+            kept[name] = tensor.to(wanted[name][1])
     if paint is not None:  # NaN has no byte: it is left for who saves to refuse
         kept[PAINT] = to_bytes(paint) if is_finite(paint) else paint
     return {k: v.contiguous().cpu() for k, v in kept.items()}
+
+
+def _in_bytes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    scale = tensor.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    whole = (tensor / scale.view(-1, *[1] * (tensor.ndim - 1))).round()
+    return whole.to(torch.int8), scale
 
 
 def expected_tensors(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Every tensor that a weights file of this config must hold: name -> (shape, dtype)."""
     with torch.device("meta"):
         model = WorldModel(config)
-    return {name: (tuple(t.shape), _stored(name, t.ndim)) for name, t in model.state_dict().items()}
+    in_bytes = IN_BYTES if model.imagination is not None else ()
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, tensor in model.state_dict().items():
+        found[name] = (tuple(tensor.shape), _stored(name, tensor.ndim, in_bytes))
+        if found[name][1] == torch.int8:
+            found[name + SCALE] = ((len(tensor),), torch.float32)
+    return found
 
 
-def _stored(name: str, ndim: int) -> torch.dtype:
+def _stored(name: str, ndim: int, in_bytes: tuple[str, ...]) -> torch.dtype:
     if name == PAINT:
         return torch.uint8
-    return torch.bfloat16 if ndim >= 2 else torch.float32
+    if ndim < 2:
+        return torch.float32
+    return torch.int8 if in_bytes and name.startswith(in_bytes) else torch.bfloat16

@@ -278,9 +278,18 @@ def _thumbnail(image: Image) -> Image:
 
 
 def _kept_thumbnails(before: WorldState, dream: DreamState) -> dict[int, Image]:
-    """Thumbnails by birth tick. A tick may take in the frame before it, painted now if it was not."""
-    if dream.bank.born is before.dream.bank.born:
+    """Thumbnails by birth tick. A tick may take in the frame before it, painted now if it was not, or in a
+    world that recalls a picture that the bank holds."""
+    bank = dream.bank
+    if bank.born is before.dream.bank.born:
         return before.thumbnails
-    born = dream.bank.born[0][dream.bank.filled[0]].tolist()
-    have = before.thumbnails | {before.dream.tick: _thumbnail(before.image)}
-    return {int(t): have[int(t)] for t in born}
+    have, kept = before.thumbnails, {}
+    for slot in bank.filled[0].nonzero()[:, 0].tolist():
+        born = int(bank.born[0, slot])
+        if born in have:
+            kept[born] = have[born]
+        elif bank.images is None:
+            kept[born] = _thumbnail(before.image)
+        else:
+            kept[born] = _thumbnail(bank.images[slot][0].permute(1, 2, 0).cpu().numpy())
+    return kept

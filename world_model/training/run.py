@@ -42,6 +42,7 @@ from world_model.training.decoder_stage import DECODED, DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.feel_stage import FeelStage, feeling
 from world_model.training.gauges_stage import GaugesStage
+from world_model.training.imagine_stage import ImagineStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
@@ -68,12 +69,15 @@ ORDER = (
     "head",
     "rollout",
     "decoder",
+    "imagine",
     "feel",
 )
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
 RECALL = ("recall", "survey", "feel")
 """What only a world has that is new every time."""
+IMAGINE = ("imagine",)
+"""What only such a one has that makes up what it has not seen."""
 STRIDE = ("stride",)
 """What a world has that is new every time, and one with a map that moves likewise."""
 ALIGN = ("align",)
@@ -102,6 +106,7 @@ SHARES = {
     "head": 0.13,
     "rollout": 0.25,
     "decoder": 0.1,
+    "imagine": 0.2,
     "feel": 0.05,
 }
 SHARES |= {"codec": 0.05, "audio": 0.05}
@@ -122,6 +127,7 @@ RATES = {
     "head": (1e-3, 0.012),
     "rollout": (4e-4, 0.004),
     "decoder": (5e-4, 0.004),
+    "imagine": (1e-3, 0.012),
     "feel": (1e-3, 0.01),
     "codec": (1e-3, 0.01),
     "audio": (1e-3, 0.01),
@@ -136,6 +142,9 @@ MIN_TICKS = 50
 
 RECALL_UNITS, RECALL_KEYFRAMES = 512.0, 48
 """What counts as half extent of maps that are all different, and how many keyframes it takes to hold one."""
+
+IMAGINATION_CHANNELS = 96
+"""Of the network that makes up what nobody has seen, in such a world."""
 
 COUNTED_EVERY, OFTEN = 10, 0.1
 """Frames in which it is counted what is seen, and in how many a kind has to be seen on the average."""
@@ -219,6 +228,8 @@ def foreign_stages(config: WorldConfig) -> set[str]:
         foreign |= set(PLACE)
     if not dynamics.recall:
         foreign |= set(RECALL)
+    if not (dynamics.recall and dynamics.imagination):
+        foreign |= set(IMAGINE)
     if not dynamics.recall and not (dynamics.pose and dynamics.strides):
         foreign |= set(STRIDE)
     if not dynamics.carry:
@@ -302,6 +313,8 @@ class _Material:
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "feel":
             return FeelStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name == "imagine":
+            return ImagineStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "align":
             return AlignStage(self.world, self._latents("train"), self._latents("val"), device)
         if name in CAST:
@@ -418,7 +431,7 @@ def _cast(episodes: list[Episode], fields: dict[str, tuple[int, int, int, int]])
 def without_memory(config: WorldConfig) -> WorldConfig:
     """The same world with nothing to remember by but Mamba's state. Its tokenizer stays what it is."""
     dynamics = dataclasses.replace(
-        config.dynamics, pose=False, recall=False, window=1, keyframes=1, retrieved=0
+        config.dynamics, pose=False, recall=False, imagination=0, window=1, keyframes=1, retrieved=0
     )
     return dataclasses.replace(config, dynamics=dynamics)
 
@@ -430,6 +443,7 @@ def _recalling(config: WorldConfig, room: float) -> WorldConfig:
         config.dynamics,
         pose=False,
         recall=True,
+        imagination=IMAGINATION_CHANNELS,
         align=False,  # dead reckoning by memory is better than what an hour of training tells it (LOG.md)
         keyframes=RECALL_KEYFRAMES,
         heights=(-EYE_UNITS * up, (room - EYE_UNITS) * up),
@@ -539,6 +553,8 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return surveying(world) if world.dynamics.recollection is not None else None
         case "feel":
             return feeling(world) if world.dynamics.recollection is not None else None
+        case "imagine":
+            return world.imagination
         case "carry":
             return carrying(world) if world.dynamics.carry is not None else None
         case "sprites" | "behaviour" | "spotter":
