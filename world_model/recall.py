@@ -40,6 +40,8 @@ ASTRAY = 2e-4
 """Half extents by which each tick makes it less certain where a keyframe was taken, seen from now."""
 IMAGINED = 3.0
 """What it costs a keyframe that a dream painted it itself: as much as being seen 20 times too small."""
+FAINT = 0.01
+"""What the word of such a one counts about where walls are."""
 HIDDEN = -1e4
 
 
@@ -178,7 +180,8 @@ def walls_near(views: Views, lens: Lens, xy_B2: Tensor, reach_B1: Tensor) -> Wal
 
 
 def doubted(xy_BN2: Tensor, views: Views, lens: Lens) -> Tensor:
-    """(B, N): by how many more keyframes see past a wall at each point than see one there."""
+    """(B, N): by how many more keyframes see past a wall at each point than see one there. One that was
+    imagined hardly counts beside such as were seen."""
     ahead, right = into_view(xy_BN2[:, None], views.pose[:, :, None])
     across = right / (lens.spread * ahead.clamp(min=NEAR))
     count = views.wall.shape[-1]
@@ -187,7 +190,10 @@ def doubted(xy_BN2: Tensor, views: Views, lens: Lens) -> Tensor:
     asked = (ahead > NEAR) & (across.abs() < 1) & views.held[:, 0, :, None]
     past = asked & (ahead < wall / (1 + BESIDE))
     seen = asked & ~past & (ahead < wall * (1 + BESIDE))
-    return past.sum(1) - seen.sum(1)
+    if views.imagined is None:
+        return past.sum(1) - seen.sum(1)
+    says = torch.where(views.imagined > 0, FAINT, 1.0)[..., None]
+    return ((past.float() - seen.float()) * says).sum(1)
 
 
 def wall_depths(views: Views, lens: Lens, pose_BT3: Tensor, columns: int) -> Tensor:
@@ -212,7 +218,7 @@ def look(views: Views, lens: Lens, pose_BT3: Tensor, rows: int, columns: int, as
 
     aspect: height of the picture by its width.
     """
-    depth, wall = _surfaces(wall_depths(views, lens, pose_BT3, columns), lens, rows, aspect)
+    depth, wall = _surfaces(wall_depths(views, lens, pose_BT3, columns), views.imagined, lens, rows, aspect)
     at, away, visible = _project(views, lens, pose_BT3, depth, aspect)
     quality = -_cost(views, pose_BT3, depth, away)
     quality = quality.masked_fill(~visible, HIDDEN)
@@ -233,7 +239,7 @@ def finer(
 ) -> Sighting:
     """The same at `times` as many rows and columns, each in the keyframe that was best around it."""
     rows, columns = coarse.which.shape[2:]
-    own = _own_walls(wall_depths(views, lens, pose_BT3, columns * times))
+    own = _own_walls(wall_depths(views, lens, pose_BT3, columns * times), views.imagined)
     # What is `depth` ahead of a pose is depth * ahead + moved ahead of a keyframe; and so to the right.
     across = centres(columns * times, own.device) * lens.spread
     taken = views.pose[:, None]
@@ -309,7 +315,8 @@ def known_part(worth: Tensor) -> Tensor:
 
 def worth(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
     """How well each keyframe shows each of 4 x 16 parts of the view from a pose, 0 to 1: (B, K, 64)."""
-    depth, _ = _surfaces(wall_depths(views, lens, pose_B3[:, None], 16), lens, 4, aspect)
+    walls = wall_depths(views, lens, pose_B3[:, None], 16)
+    depth, _ = _surfaces(walls, views.imagined, lens, 4, aspect)
     _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
     cost = _cost(views, pose_B3[:, None], depth, away)
     return torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
@@ -333,16 +340,23 @@ def take(views: Views, positions_BR: Tensor) -> Views:
     )
 
 
-def _surfaces(walls_BTKL: Tensor, lens: Lens, rows: int, aspect: float) -> tuple[Tensor, Tensor]:
+def _surfaces(
+    walls_BTKL: Tensor, imagined_BK: Tensor | None, lens: Lens, rows: int, aspect: float
+) -> tuple[Tensor, Tensor]:
     """Depth of what is met, and whether it is a wall: (B, T, K, R, L)."""
-    met = _own_walls(walls_BTKL)[..., None, :]
+    met = _own_walls(walls_BTKL, imagined_BK)[..., None, :]
     level = _level(centres(rows, met.device) * aspect * lens.spread, lens)[:, None]
     return torch.minimum(met, level), (met < level).float()
 
 
-def _own_walls(walls_BTKL: Tensor) -> Tensor:
-    """A keyframe's own walls count for it, unless another one knows of a nearer wall."""
+def _own_walls(walls_BTKL: Tensor, imagined_BK: Tensor | None = None) -> Tensor:
+    """A keyframe's own walls count for it, unless another one knows of a nearer wall. Nothing that was
+    imagined stands before what was seen."""
     nearest = walls_BTKL.amin(2, keepdim=True)
+    if imagined_BK is not None:
+        imagined = imagined_BK[:, None, :, None] > 0
+        seen = walls_BTKL.masked_fill(imagined, NOTHING).amin(2, keepdim=True)
+        nearest = torch.where(imagined, nearest, seen)
     return torch.where(walls_BTKL < nearest * (1 + SLACK[1]) + SLACK[0], walls_BTKL, nearest)
 
 

@@ -257,11 +257,15 @@ class Recollection(nn.Module):
         blank = views.image.new_zeros(*views.wall.shape[:2], 0)
         pose, walls = place.pose[:, None].float(), walls_FC[:, None].float()
         here = Views(blank[:, :1], pose, walls, torch.ones_like(views.held[:, :1, :1]))
+        imagined = views.imagined
         return Views(
             torch.cat((blank, blank[:, :1]), 1),
             torch.cat((views.pose, pose), 1),
             torch.cat((views.wall, walls), 1),
             torch.cat((views.held[:, :1], here.held), 2),
+            imagined=None
+            if imagined is None
+            else torch.cat((imagined, torch.zeros_like(imagined[:, :1])), 1),
         )
 
     def move(self, place: Place, act: Tensor, phase: Tensor, views: Views) -> Place:
