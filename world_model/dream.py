@@ -49,8 +49,10 @@ CAST_NOISE = 1 << 41
 """And that of what things do."""
 VISION_NOISE = 1 << 42
 """And that of what is made up."""
-LOOKED_AHEAD = 3
-"""Ticks between two looks at what will be missed."""
+LOOKED_AHEAD, TURNING = 3, 0.03
+"""Ticks between two looks at what will be missed, and radians a tick from which on each has one."""
+LEAD = TICKS + 4
+"""Ticks by which it is looked ahead of a turn: what is held just in time is soon at the edge of the view."""
 ASIDE = 1.2
 """Radians to the side of where the player will look, in which something may be missed soon."""
 
@@ -538,9 +540,11 @@ class DreamEngine:
         """Begins to make up what a player will not know who turns on like this, or soon to either side."""
         vision, keeper, place = state.vision, self._keeper, state.place
         assert vision is not None and keeper is not None
-        if state.tick % LOOKED_AHEAD or not bool(idle_B.any()):
+        due = state.tick % LOOKED_AHEAD == 0
+        idle_B = idle_B & (due | (place.motion[:, 2].abs() > TURNING))
+        if not bool(idle_B.any()):
             return state
-        turn = TICKS * place.motion[:, 2:]
+        turn = LEAD * place.motion[:, 2:]
         begun = idle_B & keeper.misses(state.bank, _turned(place.pose, turn))
         free = idle_B & ~begun
         if bool(free.any()):
