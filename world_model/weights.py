@@ -16,7 +16,7 @@ from world_model.tensorfile import is_finite
 PAINT = "cast.sprites.paint"
 """Kept in bytes, as pictures are."""
 
-IN_BYTES = ("imagination.", "tokenizer.")
+IN_BYTES = ("imagination.", "tokenizer.encoder.", "tokenizer.decoder.layers.")
 """Matrices and kernels of these are kept in whole bytes in a world that has both, for 16 MB, with a scale for
 each output: SCALE is added to the name."""
 SCALE = ".scale"
