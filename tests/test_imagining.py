@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from one_room import ASPECT, LENS, keyframes
 from test_own_pictures import dataset
 from tiny import IMAGINING, RECALLING, tiny_frames, tiny_model, tiny_world
 from world_model.dream import LEAD, LOOKED_AHEAD, TURNING, DreamEngine
 from world_model.dynamics import NOISE_STD
 from world_model.imagination import LEVELS, STEPS, TICKS, Imagination
 from world_model.memory import KeyframeBank, apart
+from world_model.recall import doubted, finer, look
 from world_model.state import DreamState
 from world_model.training import imagine_stage
 from world_model.training.imagine_stage import ImagineStage
@@ -139,6 +141,33 @@ def test_a_saved_dream_goes_on_with_what_it_was_making_up(tmp_path: Path) -> Non
     assert other.snapshot().hash() == world.snapshot().hash()
     for one, two in zip(world.memory.keyframes, other.memory.keyframes, strict=True):
         np.testing.assert_array_equal(one.thumbnail, two.thumbnail)
+
+
+def test_nothing_made_up_stands_before_what_was_seen() -> None:
+    pose = [0.0, 0.0, 0.0]
+    views = keyframes([pose, pose])
+    wall = views.wall.clone()
+    wall[:, 1] = 0.1  # right before the player's nose, where the other shows a room
+    at = torch.tensor(pose)[None, None]
+    for imagined in ([0.0, 1.0], [0.0, 0.0]):
+        told = views._replace(wall=wall, imagined=torch.tensor([imagined]))
+        coarse = look(told, LENS, at, 10, 16, ASPECT)
+        fine = finer(told, LENS, at, coarse, 4, ASPECT)
+        hidden = not imagined[1]
+        assert hidden or bool((coarse.which == 0).all())
+        for found in (coarse, fine):
+            rows, columns = found.depth.shape[2:]
+            assert bool(found.depth[0, 0, rows // 2, columns // 2] > 0.2) != hidden
+
+
+@pytest.mark.parametrize(("imagined", "doubt"), [((1.0, 1.0, 1.0, 0.0), -0.97), ((0.0, 0.0, 0.0, 1.0), 2.99)])
+def test_what_was_seen_is_believed_about_walls(imagined: tuple[float, ...], doubt: float) -> None:
+    pose = [0.0, 0.0, 0.0]
+    views = keyframes([pose] * 4)
+    wall = views.wall.clone()
+    wall[:, 3] = 0.1  # three see past it
+    told = views._replace(wall=wall, imagined=torch.tensor([imagined]))
+    assert float(doubted(torch.tensor([[[0.1, 0.0]]]), told, LENS)) == pytest.approx(doubt, abs=1e-3)
 
 
 def test_what_was_made_up_leaves_before_what_was_seen() -> None:
