@@ -31,8 +31,11 @@ LEFT = 2
 class TwoPoints(Imagination):
     """Knows exactly what there is: 0.5 or -0.5, as likely as not, in each number."""
 
-    def forward(self, noised: Tensor, tau: Tensor, told: Tensor) -> Tensor:
-        t = tau.view(-1, 1, 1, 1)
+    def _films(self, tau: Tensor) -> list[Tensor]:
+        return [tau]
+
+    def _clean(self, noised: Tensor, films: list[Tensor], clue: Tensor) -> Tensor:
+        t = films[0].view(-1, 1, 1, 1)
         return 0.5 * torch.tanh(0.5 * noised * t / ((1 - t) * NOISE_STD).square())
 
 

@@ -525,7 +525,7 @@ class DreamEngine:
                 how = (ready, z, vision.pose, state.tick, lambda: self.decode(z))
                 bank = keeper.hold(bank, *how, imagined=True)
         if bool(going.any()):
-            stepped = imagination.step(x, clean, left - 1, vision.told)
+            stepped = imagination.step(x, clean, left - 1, vision.clue)
             x, clean = (
                 torch.where(going[:, None, None, None], new, old)
                 for new, old in zip(stepped, (x, clean), strict=True)
@@ -538,8 +538,8 @@ class DreamEngine:
 
     def _begin_vision(self, state: DreamState, idle_B: Tensor) -> DreamState:
         """Begins to make up what a player will not know who turns on like this, or soon to either side."""
-        vision, keeper, place = state.vision, self._keeper, state.place
-        assert vision is not None and keeper is not None
+        imagination, vision, keeper, place = self.model.imagination, state.vision, self._keeper, state.place
+        assert imagination is not None and vision is not None and keeper is not None
         due = state.tick % LOOKED_AHEAD == 0
         idle_B = idle_B & (due | (place.motion[:, 2].abs() > TURNING))
         if not bool(idle_B.any()):
@@ -560,7 +560,8 @@ class DreamEngine:
         def new(fresh: Tensor, old: Tensor) -> Tensor:
             return torch.where(begun.view(-1, *[1] * (old.ndim - 1)), fresh.to(old.dtype), old)
 
-        fresh = (noise, noise, keeper.tell(state.bank, pose), pose, torch.full_like(vision.left, TICKS))
+        clue = imagination.hint(keeper.tell(state.bank, pose))
+        fresh = (noise, noise, clue, pose, torch.full_like(vision.left, TICKS))
         vision = type(vision)(*(new(f, old) for f, old in zip(fresh, vision, strict=True)))
         return replace(state, vision=vision)
 

@@ -72,7 +72,11 @@ class FilmBlock(nn.Module):
         nn.init.zeros_(self.film.weight)
 
     def forward(self, x_FCHW: Tensor, e_FE: Tensor) -> Tensor:
-        scale, shift = self.film(e_FE)[..., None, None].chunk(2, 1)
+        return self.filmed(x_FCHW, self.film(e_FE))
+
+    def filmed(self, x_FCHW: Tensor, film: Tensor) -> Tensor:
+        """The same, given what the condition says."""
+        scale, shift = film[..., None, None].chunk(2, 1)
         h = self.conv1(F.silu(x_FCHW)) * (1 + scale) + shift
         out: Tensor = x_FCHW + self.conv2(F.silu(h))
         return out

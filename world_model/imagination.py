@@ -36,14 +36,14 @@ HEADS = 6
 class Vision(NamedTuple):
     """A view that is being made up.
 
-    x (B, C, h, w) so far, and clean, what it was last taken for; told (B, COARSE_CHANNELS, 4 h, 4 w) in half
-    precision, what keyframes tell of it; pose (B, 3) it is seen from; left (B,), ticks to go, 0 where nothing
+    x (B, C, h, w) so far, and clean, what it was last taken for; clue (B, D, h, w) in half precision, what it
+    makes of what keyframes tell of it; pose (B, 3) it is seen from; left (B,), ticks to go, 0 where nothing
     is being made up. In the last of them it is held as a keyframe.
     """
 
     x: Tensor
     clean: Tensor
-    told: Tensor
+    clue: Tensor
     pose: Tensor
     left: Tensor
 
@@ -60,8 +60,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, x_FND: Tensor, e_FE: Tensor) -> Tensor:
-        space, mlp = self.film(e_FE)[:, None].chunk(2, -1)
+    def filmed(self, x_FND: Tensor, film: Tensor) -> Tensor:
+        """Tokens (F, N, D) after this block; film: what its layer of that name makes of the noise level."""
+        space, mlp = film[:, None].chunk(2, -1)
         x = x_FND + self.space(self.norm_space(x_FND) * (1 + space))
         out: Tensor = x + self.mlp(self.norm_mlp(x) * (1 + mlp))
         return out
@@ -77,6 +78,7 @@ class Imagination(nn.Module):
         super().__init__()
         wide = 2 * dim
         self.grid = grid
+        self._known: list[Tensor] | None = None
         self.level = nn.Sequential(
             nn.Linear(8, CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
         )
@@ -95,22 +97,39 @@ class Imagination(nn.Module):
 
     def forward(self, noised: Tensor, tau: Tensor, told: Tensor) -> Tensor:
         """(F, C, h, w) latents, tau (F,) and told (F, COARSE_CHANNELS, 4 h, 4 w) -> the clean latents."""
-        powers, dtype = torch.arange(4, device=tau.device), self.stem.weight.dtype
+        return self._clean(noised, self._films(tau), self.hint(told))
+
+    def hint(self, told: Tensor) -> Tensor:
+        """What is made of what keyframes tell of a view: (F, D, h, w)."""
+        clue: Tensor = self.clue(F.pixel_unshuffle(told.to(self.stem.weight.dtype), 4))
+        return clue
+
+    def _films(self, tau: Tensor) -> list[Tensor]:
+        """What each block is told of the noise level."""
+        powers = torch.arange(4, device=tau.device)
         angles = tau[:, None] * torch.pi * 2.0**powers
-        e = self.level(torch.cat((angles.sin(), angles.cos()), 1).to(dtype))
-        clue = self.clue(F.pixel_unshuffle(told.to(dtype), 4))
+        e = self.level(torch.cat((angles.sin(), angles.cos()), 1).to(self.stem.weight.dtype))
+        return [block.film(e) for block in (*self.enter, *self.layers, *self.leave)]
+
+    def _clean(self, noised: Tensor, films: list[Tensor], clue: Tensor) -> Tensor:
+        given = iter(films)
         x = self.stem(torch.cat((noised.to(clue.dtype), clue), 1)) + self.embed_cell
         for block in self.enter:
-            x = block(x, e)
+            x = block.filmed(x, next(given))  # type: ignore[operator]
         tokens = self.down(F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2))
         tokens = tokens + self.embed_token
         for layer in self.layers:
-            tokens = layer(tokens, e)
+            tokens = layer.filmed(tokens, next(given))  # type: ignore[operator]
         up = self.up(tokens).transpose(1, 2).unflatten(2, (self.grid[0] // 2, self.grid[1] // 2))
         x = x + F.pixel_shuffle(up, 2)
         for block in self.leave:
-            x = block(x, e)
+            x = block.filmed(x, next(given))  # type: ignore[operator]
         return torch.tanh(self.out(F.silu(x)).float())
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Works out once what the few noise levels of `step` mean to each block: for weights that stay."""
+        self._known = self._films(torch.tensor(LEVELS[:STEPS], device=self.embed_cell.device))
 
     def nothing(self, batch: int, device: torch.device) -> Vision:
         """What dreams begin with."""
@@ -119,25 +138,26 @@ class Imagination(nn.Module):
         return Vision(
             blank,
             blank,
-            torch.zeros(batch, COARSE_CHANNELS, 4 * rows, 4 * columns, dtype=torch.half, device=device),
+            torch.zeros(batch, self.clue.out_channels, rows, columns, dtype=torch.half, device=device),
             torch.zeros(batch, 3, device=device),
             torch.zeros(batch, dtype=torch.long, device=device),
         )
 
-    def step(self, x: Tensor, clean: Tensor, left_B: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, clean: Tensor, left_B: Tensor, clue: Tensor) -> tuple[Tensor, Tensor]:
         """x and clean of `Vision` a tick on; `left` (B,) ticks are to go before it is painted, this one
         included. Of second order (Adams and Bashforth): so few steps of the first leave it dull."""
         levels = torch.tensor(LEVELS, device=x.device)
         k = (STEPS - left_B).clamp(0, STEPS - 1)
         before, now, then = levels[(k - 1).clamp(min=0)], levels[k], levels[k + 1]
-        last, clean = clean, self(x, now, told)
+        films = self._films(now) if self._known is None else [film[k] for film in self._known]
+        last, clean = clean, self._clean(x, films, clue.to(self.stem.weight.dtype))
         ahead = torch.where((k > 0) & (k < STEPS - 1), (then - now) / (now - before).clamp(min=1e-3), 0)
         ahead, way = (y.view(-1, 1, 1, 1) for y in (AHEAD * ahead, (then - now) / (1 - now)))
         return x + (clean + ahead * (clean - last) - x) * way, clean
 
     def sample(self, noise: Tensor, told: Tensor) -> Tensor:
         """A latent from unit noise (F, C, h, w)."""
-        x, clean = noise * NOISE_STD, torch.zeros_like(noise)
+        x, clean, clue = noise * NOISE_STD, torch.zeros_like(noise), self.hint(told)
         for left in range(STEPS, 0, -1):
-            x, clean = self.step(x, clean, torch.full((len(x),), left, device=x.device), told)
+            x, clean = self.step(x, clean, torch.full((len(x),), left, device=x.device), clue)
         return x.clamp(-1, 1)

@@ -120,4 +120,6 @@ class WorldModel(nn.Module):
             stride.float()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         pack(self)
+        if self.imagination is not None:
+            self.imagination.prepare()
         return self.eval().requires_grad_(False)
