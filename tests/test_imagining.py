@@ -13,6 +13,7 @@ from torch import Tensor
 from one_room import ASPECT, LENS, keyframes
 from test_own_pictures import dataset
 from tiny import IMAGINING, RECALLING, tiny_frames, tiny_model, tiny_world
+from world_model.checkpoint import save_weights
 from world_model.dream import LEAD, LOOKED_AHEAD, TURNING, DreamEngine
 from world_model.dynamics import NOISE_STD
 from world_model.imagination import LEVELS, STEPS, TICKS, Imagination
@@ -207,7 +208,7 @@ def test_the_stage_learns_what_there_may_be(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "seen.png").exists()
 
 
-def test_two_parts_of_such_a_world_are_kept_in_bytes() -> None:
+def test_two_parts_of_such_a_world_are_kept_in_bytes(tmp_path: Path) -> None:
     world = tiny_model(config=IMAGINING)
     kept = stored_tensors(world)
     assert kept.keys() == expected_tensors(IMAGINING).keys()
@@ -220,5 +221,8 @@ def test_two_parts_of_such_a_world_are_kept_in_bytes() -> None:
         assert bool((off.flatten(1).amax(1) <= most).all() if name in whole else (off <= most).all())
         assert (name + SCALE in kept) == (name in whole)
     assert not any(v.dtype == torch.int8 for v in stored_tensors(tiny_model(config=RECALLING)).values())
+    torch.nn.init.constant_(world.tokenizer.encoder.layers[1].weight, float("nan"))
+    with pytest.raises(WorldError, match="NaN"):
+        save_weights(tmp_path / "weights.safetensors", stored_tensors(world))
     with pytest.raises(WorldError, match="multiple of 3"):
         replace(IMAGINING.dynamics, imagination=16)

@@ -17,8 +17,8 @@ PAINT = "cast.sprites.paint"
 """Kept in bytes, as pictures are."""
 
 IN_BYTES = ("imagination.", "tokenizer.encoder.", "tokenizer.decoder.layers.")
-"""Matrices and kernels of these are kept in whole bytes in a world that has both, for 16 MB, with a scale for
-each output: SCALE is added to the name."""
+"""Matrices and kernels of these are kept in whole bytes in a world that has an imagination, for 16 MB, with a
+scale for each output: SCALE is added to the name."""
 SCALE = ".scale"
 
 
@@ -46,11 +46,12 @@ def stored_tensors(model: WorldModel) -> dict[str, Tensor]:
     paint = tensors.pop(PAINT, None)
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if wanted[name][1] == torch.int8 and is_finite(tensor):
-            kept[name], kept[name + SCALE] = _in_bytes(tensor.float())
+        if wanted[name][1] == torch.int8:  # NaN has no byte: it is left for who saves to refuse
+            parts = _in_bytes(tensor.float()) if is_finite(tensor) else (tensor.float(), tensor.new_ones(1))
+            kept[name], kept[name + SCALE] = parts
         else:
             kept[name] = tensor.to(wanted[name][1])
-    if paint is not None:  # NaN has no byte: it is left for who saves to refuse
+    if paint is not None:
         kept[PAINT] = to_bytes(paint) if is_finite(paint) else paint
     return {k: v.contiguous().cpu() for k, v in kept.items()}
 
