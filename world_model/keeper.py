@@ -80,7 +80,7 @@ class Keeper:
     def misses(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """Which dreams (B,) do not know enough of the view from a pose, and made nothing up there yet."""
         assert bank.imagined is not None
-        shown = worth(self.blank(bank), self._recollection.lens, pose_B3, self._recollection.aspect)
+        shown = self._shown(bank, pose_B3)
         imagined = bank.imagined & bank.filled
         poor = (shown < math.exp(-POOR - IMAGINED)) & imagined[..., None]
         made_up = (apart(bank.pose, pose_B3[:, None]) < 1) & imagined
@@ -88,23 +88,23 @@ class Keeper:
 
     def tell(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """What keyframes tell of the view from a pose where the dream is not yet: see `Glimpse`."""
-        blank, count = self.blank(bank), min(self._recalled, bank.size)
-        shown = worth(blank, self._recollection.lens, pose_B3, self._recollection.aspect)
-        found = retrieve(blank, pose_B3, count, shown)
+        found = self._best(bank, pose_B3, self._shown(bank, pose_B3))
         return self._recollection.glimpse(self._look_up(bank, found), pose_B3).told
 
     def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """Positions (B, R) of the keyframes to look at from a pose."""
-        count = min(self._recalled, bank.size)
-        return retrieve(self.blank(bank), pose_B3, count, self.worth(bank, pose_B3))
+        return self._best(bank, pose_B3, self.worth(bank, pose_B3))
+
+    def _best(self, bank: KeyframeBank, pose_B3: Tensor, shown: Tensor) -> Tensor:
+        return retrieve(self.blank(bank), pose_B3, min(self._recalled, bank.size), shown)
 
     def worth(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """How well each keyframe shows each part of the view from a pose, see `recall.worth`."""
-        lens, aspect = self._recollection.lens, self._recollection.aspect
-        made: Tensor = self._worth.get(
-            (bank.walls, pose_B3), lambda: worth(self.blank(bank), lens, pose_B3, aspect)
-        )
+        made: Tensor = self._worth.get((bank.walls, pose_B3), lambda: self._shown(bank, pose_B3))
         return made
+
+    def _shown(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+        return worth(self.blank(bank), self._recollection.lens, pose_B3, self._recollection.aspect)
 
     def glimpse(self, views: Views, pose_F3: Tensor) -> Glimpse:
         """A coarse look; the trunk and the decoder of a tick are given the same one."""
