@@ -232,7 +232,8 @@ def train(
     stage: Annotated[
         str,
         typer.Option(
-            help="tokenizer, place, recall, stride, survey, align, trunk, head, rollout, decoder, feel; all."
+            help="tokenizer, place, recall, stride, survey, align, trunk, head, rollout, decoder, imagine, feel;"
+            " all."
         ),
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,

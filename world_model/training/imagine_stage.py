@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from world_model.data.dataset import LatentDataset
@@ -43,12 +42,13 @@ EARLY = 0.05
 
 @dataclass(frozen=True)
 class ImagineBatch:
-    """Views: latents (F, C, h, w), the poses (F, 3) they are seen from, and what was held, one tick each."""
+    """Views: latents (F, C, h, w), the poses (F, 3) they are seen from, what was held, one tick each, and at
+    which (episode, tick) they are."""
 
     z: Tensor
     stand: Tensor
     remembered: Held
-    pictures: NDArray[np.uint8]
+    at: list[tuple[int, int]]
 
 
 class ImagineStage:
@@ -124,7 +124,8 @@ class ImagineStage:
             noise = (torch.randn(batch.z.shape, device=self.device) for _ in range(2))
             made = [self._imagination.sample(x, told) for x in noise]
         seen = to_uint8(told[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3))
-        rows = [batch.pictures, seen, *(engine.decode(z) for z in made)]
+        real = np.stack([self._held_out.episodes[i].frames[t] for i, t in batch.at])
+        rows = [real, seen, *(engine.decode(z) for z in made)]
         save_rows(path, [list(row[i : i + 8]) for i in (0, 8) for row in rows], shrink=2)
         spread = float((made[0] - made[1]).std())
         return {"known": share, "spread": spread, "std": float(made[0].std() / batch.z.std())}
@@ -149,5 +150,5 @@ def _draw(data: LatentDataset, rng: np.random.Generator, count: int) -> ImagineB
         torch.from_numpy(np.stack([data.latents[i][t] for i, t in ends])).float(),
         torch.from_numpy(np.stack(stands)),
         Held(views, torch.cat([h.z for h in helds])),
-        np.stack([data.episodes[i].frames[t] for i, t in ends]),
+        ends,
     )
