@@ -232,8 +232,8 @@ def train(
     stage: Annotated[
         str,
         typer.Option(
-            help="tokenizer, place, recall, stride, survey, align, trunk, head, rollout, decoder, imagine, feel;"
-            " all."
+            help="tokenizer, place, recall, stride, survey, align, trunk, head, rollout, decoder, "
+            "imagine, feel; all."
         ),
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,
