@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tiny import IMAGINING, RECALLING, tiny_frames, tiny_model, tiny_world
 from world_model.checkpoint import save_weights
 from world_model.dream import LEAD, LOOKED_AHEAD, TURNING, DreamEngine
 from world_model.dynamics import NOISE_STD
-from world_model.imagination import LEVELS, STEPS, TICKS, Imagination
+from world_model.imagination import LEVELS, PAINTED, STEPS, TICKS, Imagination
 from world_model.memory import KeyframeBank, apart
 from world_model.recall import doubted, finer, look
 from world_model.state import DreamState
@@ -128,13 +129,14 @@ def test_each_of_many_dreams_makes_up_its_own() -> None:
     assert torch.equal(many.bank.imagined[1], alone.bank.imagined[0])
 
 
-def test_a_saved_dream_goes_on_with_what_it_was_making_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [TICKS - 1, PAINTED, 1])  # drawn, not painted, half painted
+def test_a_saved_dream_goes_on_with_what_it_was_making_up(left: int, tmp_path: Path) -> None:
     world = load_world(tiny_world(tmp_path / "w", config=IMAGINING))
     world.reset(seed=1)
     while True:
         world.step(LEFT)
         vision = world.snapshot().dream.vision
-        if vision is not None and int(vision.left[0]) == TICKS - 1:
+        if vision is not None and int(vision.left[0]) == left:
             break
     packed = world.pack_state(world.snapshot())
     ahead = [world.step(LEFT).image for _ in range(2 * TICKS)]
@@ -145,6 +147,25 @@ def test_a_saved_dream_goes_on_with_what_it_was_making_up(tmp_path: Path) -> Non
     assert other.snapshot().hash() == world.snapshot().hash()
     for one, two in zip(world.memory.keyframes, other.memory.keyframes, strict=True):
         np.testing.assert_array_equal(one.thumbnail, two.thumbnail)
+
+
+def test_no_tick_has_all_the_work_of_painting(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, state = started()
+    painter = engine.model.tokenizer.decoder
+    done: list[tuple[str, int]] = []
+    for part in ("start", "finish"):
+        own = getattr(painter, part)
+
+        def told(x: torch.Tensor, part: str = part, own: Callable[..., torch.Tensor] = own) -> torch.Tensor:
+            done.append((part, state.tick))
+            return own(x)
+
+        monkeypatch.setattr(painter, part, told)
+    for _ in range(40):
+        state = engine.tick(state, torch.tensor([LEFT]))
+    assert len(done) > 2
+    started_at, finished_at = ([t for p, t in done if p == part] for part in ("start", "finish"))
+    assert [t + 1 for t in started_at][: len(finished_at)] == finished_at
 
 
 def test_nothing_made_up_stands_before_what_was_seen() -> None:

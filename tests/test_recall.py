@@ -64,12 +64,12 @@ def test_retrieval_takes_what_shows_the_view_and_nothing_that_is_not_held() -> N
     poses = [[0.0, 0.0, a] for a in np.linspace(0, 2 * np.pi, 9)[:-1].tolist()]
     views = keyframes(poses)
     pose = torch.tensor([[0.1, 0.0, poses[2][2] + 0.1]])
-    shows = worth(views, LENS, pose, ASPECT)
+    shows = worth(views, LENS, pose[:, None], ASPECT)[:, 0]
     assert int(retrieve(views, pose, 3, shows)[0, 0]) == 2
     held = views.held.clone()
     held[..., 2] = False
     views = views._replace(held=held)
-    assert 2 not in retrieve(views, pose, 5, worth(views, LENS, pose, ASPECT))[0]
+    assert 2 not in retrieve(views, pose, 5, worth(views, LENS, pose[:, None], ASPECT)[:, 0])[0]
     assert torch.equal(take(views, torch.tensor([[3, 1]])).pose, views.pose[:, [3, 1]])
 
 
@@ -111,5 +111,5 @@ def test_where_nothing_is_known_the_latent_paints() -> None:
 def test_known_is_what_some_keyframe_shows() -> None:
     views = keyframes([[0.0, 0.0, 0.0]])
     ahead, back = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, np.pi]])
-    assert float(known_part(worth(views, LENS, ahead, ASPECT))) == 1.0
-    assert float(known_part(worth(views, LENS, back, ASPECT))) == 0.0
+    assert float(known_part(worth(views, LENS, ahead[:, None], ASPECT))) == 1.0
+    assert float(known_part(worth(views, LENS, back[:, None], ASPECT))) == 0.0

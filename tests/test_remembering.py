@@ -268,6 +268,18 @@ def test_a_dream_feels_walls_by_what_it_remembers_too(monkeypatch: pytest.Monkey
     assert asked == [True, True]
 
 
+def test_a_tick_looks_once_whatever_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = load_world(tiny_world(tmp_path / "w", config=RECALLING))
+    world.reset(seed=0)
+    for _ in range(3):
+        world.step(1)
+    looks = []
+    monkeypatch.setattr(recollecting, "look", lambda *how: looks.append(how) or look(*how))
+    for _ in range(4):
+        world.step(1)
+    assert len(looks) == 4  # for what is felt, for the trunk and for the picture
+
+
 def test_ablations_change_what_is_dreamed() -> None:
     engine = DreamEngine(tiny_model(config=RECALLING))
     obs = np.stack([tiny_frames(6, seed=i) for i in range(2)])

@@ -22,8 +22,8 @@ from world_model.cast import WATCHED
 from world_model.dynamics import NOISE_STD, Retrieved, TrunkOutput
 from world_model.focus import fitted, focused
 from world_model.gauges import Readings
-from world_model.imagination import TICKS
-from world_model.keeper import Keeper, Pictures
+from world_model.imagination import PAINTED, TICKS
+from world_model.keeper import Keeper, Latest, Pictures
 from world_model.memory import KeyframeBank
 from world_model.model import AT_REST, WorldModel
 from world_model.place import HISTORY, Place, PlaceModel, compose, motion_between
@@ -75,6 +75,7 @@ class DreamEngine:
         recollection = model.dynamics.recollection
         recalled = self.config.dynamics.recalled
         self._keeper = None if recollection is None else Keeper(recollection, recalled)
+        self._half_painted = Latest()
 
     def _precision(self) -> AbstractContextManager[None]:
         enabled = self.dtype != torch.float32
@@ -109,11 +110,13 @@ class DreamEngine:
                     detail = detail._replace(things=self.model.overlay(things, pose))
             if recollection is not None and pose is not None and views is not None:
                 detail = recollection.detail(views, pose, glimpse)
-            x = z.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            picture = self.model.tokenizer.decode(x, detail)
+            picture = self.model.tokenizer.decode(self._to_paint(z), detail)
             if self.model.gauges is not None and readings is not None:
                 picture = self.model.gauges.write(picture, readings.shown)
             return to_uint8(picture)
+
+    def _to_paint(self, z: Tensor) -> Tensor:
+        return z.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def show(self, state: DreamState) -> NDArray[np.uint8]:
         """The pictures uint8 (B, H, W, 3) of a moment."""
@@ -465,13 +468,15 @@ class DreamEngine:
         timer: Timer = _untimed,
     ) -> tuple[DreamState, TrunkOutput]:
         """Everything of a tick but the new latent; `before` and `real` as for `tick`."""
+        # First of all: what was looked at last is at hand still.
+        told = None if real or self._keeper is None else self.told(state)
         if not real:
             began = perf_counter()
             envisioned = self._envision(state)
             if envisioned is not state:
                 state = envisioned
                 timer("imagine", 1e3 * (perf_counter() - began))
-        after, views, retrieved = self._move(state, act_B, before, real)
+        after, views, retrieved = self._move(state, act_B, before, real, told)
         with self._precision():
             dynamics = self.model.dynamics
             keeper, pose = self._keeper, after.place.pose
@@ -487,10 +492,15 @@ class DreamEngine:
         return replace(after, trunk=trunk), out
 
     def _move(
-        self, state: DreamState, act_B: Tensor, before: Pictures | None, real: bool
+        self,
+        state: DreamState,
+        act_B: Tensor,
+        before: Pictures | None,
+        real: bool,
+        told: Tensor | None = None,
     ) -> tuple[DreamState, Views | None, Retrieved | None]:
         """What of a tick needs no trunk: the moment is offered to the bank, and the place moves on. And what
-        is remembered there."""
+        is remembered there. told: of a dreamed moment, by keyframes."""
         bank = self._offer(state, before or self.painter(state), real)
         attended, retrieved = self._retrieve(state, bank)
         with self._precision():
@@ -499,7 +509,7 @@ class DreamEngine:
             if dynamics.recollection is not None and self._keeper is not None:
                 views = self._keeper.views(bank, attended)
                 held = self._keeper.blank(bank) if self.use_memory else views
-                here = dynamics.recollection.walls(state.z, None if real else self.told(state))
+                here = dynamics.recollection.walls(state.z, told)
                 felt = dynamics.recollection.felt(held, state.place, here)
             place = self._beside(state, dynamics.move(state.place, act_B, state.phase, felt))
         after = replace(
@@ -518,14 +528,15 @@ class DreamEngine:
         if imagination is None or vision is None or keeper is None or not self.use_memory:
             return state
         bank, x, clean, left = state.bank, vision.x, vision.clean, vision.left
-        going, ready = left > 1, left == 1
+        going, ready = left > PAINTED, left == 1
         with self._precision():
+            if bool((left == PAINTED).any()):
+                self._start_painting(x)
             if bool(ready.any()):
-                z = x.clamp(-1, 1)
-                how = (ready, z, vision.pose, state.tick, lambda: self.decode(z))
+                how = (ready, x.clamp(-1, 1), vision.pose, state.tick, lambda: self._painted(x))
                 bank = keeper.hold(bank, *how, imagined=True)
         if bool(going.any()):
-            stepped = imagination.step(x, clean, left - 1, vision.clue)
+            stepped = imagination.step(x, clean, left - PAINTED, vision.clue)
             x, clean = (
                 torch.where(going[:, None, None, None], new, old)
                 for new, old in zip(stepped, (x, clean), strict=True)
@@ -544,26 +555,36 @@ class DreamEngine:
         idle_B = idle_B & (due | (place.motion[:, 2].abs() > TURNING))
         if not bool(idle_B.any()):
             return state
-        turn = LEAD * place.motion[:, 2:]
-        begun = idle_B & keeper.misses(state.bank, _turned(place.pose, turn))
-        free = idle_B & ~begun
-        if bool(free.any()):
-            side = ASIDE if state.tick // LOOKED_AHEAD % 2 else -ASIDE
-            beside = free & keeper.misses(state.bank, _turned(place.pose, turn + side))
-            begun, turn = begun | beside, turn + side * beside[:, None]
+        side = ASIDE if state.tick // LOOKED_AHEAD % 2 else -ASIDE
+        turn = LEAD * place.motion[:, 2:] + place.motion.new_tensor([0, side])
+        poses = torch.stack([_turned(place.pose, turn[:, i : i + 1]) for i in range(2)], 1)
+        missed, shown = keeper.misses(state.bank, poses)
+        begun = idle_B & missed.any(1)
         if not bool(begun.any()):
             return state
-        pose = _turned(place.pose, turn)
+        each = torch.arange(len(begun), device=self.device), (~missed[:, 0]).long()
+        pose, shown = poses[each], shown[each]
         generator = torch.Generator().manual_seed((_noise_seed(state) ^ VISION_NOISE) % 2**63)
         noise = NOISE_STD * torch.randn(vision.x.shape, generator=generator).to(pose)
 
         def new(fresh: Tensor, old: Tensor) -> Tensor:
             return torch.where(begun.view(-1, *[1] * (old.ndim - 1)), fresh.to(old.dtype), old)
 
-        clue = imagination.hint(keeper.tell(state.bank, pose))
+        clue = imagination.hint(keeper.tell(state.bank, pose, shown))
         fresh = (noise, noise, clue, pose, torch.full_like(vision.left, TICKS))
         vision = type(vision)(*(new(f, old) for f, old in zip(fresh, vision, strict=True)))
         return replace(state, vision=vision)
+
+    def _start_painting(self, x_BChw: Tensor) -> Tensor:
+        """A part of the work on a picture of what was made up, so that no tick has all of it. Nothing hangs
+        on it: what was not started, or lost with a state that was stored, is done when it is wanted."""
+        started: Tensor = self._half_painted.get(
+            (x_BChw,), lambda: self.model.tokenizer.decoder.start(self._to_paint(x_BChw.clamp(-1, 1)))
+        )
+        return started
+
+    def _painted(self, x_BChw: Tensor) -> NDArray[np.uint8]:
+        return to_uint8(self.model.tokenizer.decoder.finish(self._start_painting(x_BChw)))
 
     def told(self, state: DreamState) -> Tensor:
         """What the keyframes that a moment looks at tell of its view."""

@@ -28,8 +28,10 @@ AHEAD = 0.75
 """By which part of a step its direction is taken to change as it did in the last one. Half would be the
 method of Adams and Bashforth; so few steps leave it dull, and none at all more so. With this five spread as
 much as 24 do."""
-TICKS = STEPS + 1
-"""From the tick after a view is begun to that in which it is held: with the last of them it is painted."""
+PAINTED = 2
+"""Ticks in which it is painted, when it is made up: more than half of the work in the first."""
+TICKS = STEPS + PAINTED
+"""From the tick after a view is begun to that in which it is held, the last of these."""
 HEADS = 6
 
 
@@ -144,8 +146,8 @@ class Imagination(nn.Module):
         )
 
     def step(self, x: Tensor, clean: Tensor, left_B: Tensor, clue: Tensor) -> tuple[Tensor, Tensor]:
-        """x and clean of `Vision` a tick on; `left` (B,) ticks are to go before it is painted, this one
-        included. Of second order (Adams and Bashforth): so few steps of the first leave it dull."""
+        """x and clean of `Vision` a tick on; `left` (B,) steps are to go, this one included. Of second order
+        (Adams and Bashforth): so few steps of the first leave it dull."""
         levels = torch.tensor(LEVELS, device=x.device)
         k = (STEPS - left_B).clamp(0, STEPS - 1)
         before, now, then = levels[(k - 1).clamp(min=0)], levels[k], levels[k + 1]

@@ -77,18 +77,19 @@ class Keeper:
         walls = self._recollection.survey(image)
         return bank.keep(wanted, z_BChw, pose_B3, tick, walls, image, imagined)
 
-    def misses(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
-        """Which dreams (B,) do not know enough of the view from a pose, and made nothing up there yet."""
+    def misses(self, bank: KeyframeBank, pose_BT3: Tensor) -> tuple[Tensor, Tensor]:
+        """Of which poses (B, T) dreams do not know enough of the view, and made nothing up there yet; and how
+        well each keyframe shows it, as `tell` wants it."""
         assert bank.imagined is not None
-        shown = self._shown(bank, pose_B3)
-        imagined = bank.imagined & bank.filled
+        shown = self._shown(bank, pose_BT3)
+        imagined = (bank.imagined & bank.filled)[:, None]
         poor = (shown < math.exp(-POOR - IMAGINED)) & imagined[..., None]
-        made_up = (apart(bank.pose, pose_B3[:, None]) < 1) & imagined
-        return ~made_up.any(1) & (known_part(shown.masked_fill(poor, 0.0)) < MISSED)
+        made_up = (apart(bank.pose[:, None], pose_BT3[:, :, None]) < 1) & imagined
+        return ~made_up.any(2) & (known_part(shown.masked_fill(poor, 0.0)) < MISSED), shown
 
-    def tell(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
+    def tell(self, bank: KeyframeBank, pose_B3: Tensor, shown_BKP: Tensor) -> Tensor:
         """What keyframes tell of the view from a pose where the dream is not yet: see `Glimpse`."""
-        found = self._best(bank, pose_B3, self._shown(bank, pose_B3))
+        found = self._best(bank, pose_B3, shown_BKP)
         return self._recollection.glimpse(self._look_up(bank, found), pose_B3).told
 
     def retrieve(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
@@ -100,11 +101,13 @@ class Keeper:
 
     def worth(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
         """How well each keyframe shows each part of the view from a pose, see `recall.worth`."""
-        made: Tensor = self._worth.get((bank.walls, pose_B3), lambda: self._shown(bank, pose_B3))
+        made: Tensor = self._worth.get(
+            (bank.walls, pose_B3), lambda: self._shown(bank, pose_B3[:, None])[:, 0]
+        )
         return made
 
-    def _shown(self, bank: KeyframeBank, pose_B3: Tensor) -> Tensor:
-        return worth(self.blank(bank), self._recollection.lens, pose_B3, self._recollection.aspect)
+    def _shown(self, bank: KeyframeBank, pose_BT3: Tensor) -> Tensor:
+        return worth(self.blank(bank), self._recollection.lens, pose_BT3, self._recollection.aspect)
 
     def glimpse(self, views: Views, pose_F3: Tensor) -> Glimpse:
         """A coarse look; the trunk and the decoder of a tick are given the same one."""

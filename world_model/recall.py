@@ -309,17 +309,17 @@ def retrieve(views: Views, pose_B3: Tensor, count: int, worth: Tensor) -> Tensor
 
 
 def known_part(worth: Tensor) -> Tensor:
-    """(B,): which part of the view from a pose keyframes show, of whatever quality, by what each is worth."""
-    return (worth > 0).any(1).float().mean(1)
+    """Which part of a view keyframes show, of whatever quality, by what each is worth (..., K, P): (...)."""
+    return (worth > 0).any(-2).float().mean(-1)
 
 
-def worth(views: Views, lens: Lens, pose_B3: Tensor, aspect: float) -> Tensor:
-    """How well each keyframe shows each of 4 x 16 parts of the view from a pose, 0 to 1: (B, K, 64)."""
-    walls = wall_depths(views, lens, pose_B3[:, None], 16)
+def worth(views: Views, lens: Lens, pose_BT3: Tensor, aspect: float) -> Tensor:
+    """How well each keyframe shows each of 4 x 16 parts of the view from each pose, 0 to 1: (B, T, K, 64)."""
+    walls = wall_depths(views, lens, pose_BT3, 16)
     depth, _ = _surfaces(walls, views.imagined, lens, 4, aspect)
-    _, away, visible = _project(views, lens, pose_B3[:, None], depth, aspect)
-    cost = _cost(views, pose_B3[:, None], depth, away)
-    return torch.where(visible, torch.exp(-cost), 0.0)[:, 0].flatten(2)
+    _, away, visible = _project(views, lens, pose_BT3, depth, aspect)
+    cost = _cost(views, pose_BT3, depth, away)
+    return torch.where(visible, torch.exp(-cost), 0.0).flatten(3)
 
 
 def _cost(views: Views, pose_BT3: Tensor, depth: Tensor, away: Tensor) -> Tensor:

@@ -89,10 +89,9 @@ class Decoder(nn.Module):
         self.detail = DetailPainter(config.detail_dim, fine, config.blend, config.glass) if told else None
 
     def forward(self, z_BCHW: Tensor, detail: Detail | None = None) -> Tensor:
+        x = self.start(z_BCHW)
         if detail is None or self.detail is None:
-            out: Tensor = self.layers(z_BCHW)
-            return out.float()
-        x = self.layers[:FINE](z_BCHW)
+            return self.finish(x)
         x = self.layers[FINE:-2](x if self.detail.enter is None else x + self.detail.enter(detail[0]))
         painted = self.detail.paint(detail[1]) + F.pixel_shuffle(self.detail.correct(x), 4)
         share = None if detail[2] is None else inner(detail[2])
@@ -110,6 +109,16 @@ class Decoder(nn.Module):
         if self.detail.glass is not None:
             shown = shown * torch.sigmoid(-F.pixel_shuffle(self.detail.glass(x), 4).float())
         return picture + shown
+
+    def start(self, z_BCHW: Tensor) -> Tensor:
+        """Two thirds of the work: all before the finest grid."""
+        x: Tensor = self.layers[:FINE](z_BCHW)
+        return x
+
+    def finish(self, x_BCHW: Tensor) -> Tensor:
+        """The picture, without detail, of what was started."""
+        out: Tensor = self.layers[FINE:](x_BCHW)
+        return out.float()
 
 
 Detail = tuple[Tensor, Tensor, Tensor | None, Tensor | None]

@@ -94,7 +94,7 @@ class Remembered:
         picks: list[int] = []
         for tick in (start + 1, start + ticks // 2, start + ticks):
             wanted = torch.from_numpy(self._poses[index][tick])[None]
-            shows = worth(views, lens, wanted, aspect)
+            shows = worth(views, lens, wanted[:, None], aspect)[:, 0]
             picks += retrieve(views, wanted, -(-count // 3), shows)[0].tolist()
         own = [int(past[k]) for k in dict.fromkeys(picks)][:count]
         row = own + fresh

@@ -29,7 +29,7 @@ from world_model.training.pictures import save_rows
 
 FRESH, VIEWS, KEPT = 8, 64, 12288
 """Views that are worked out for a step, that it learns from, and that are held to learn from again."""
-LATER = (4, 12, 24, 48)
+LATER = (4, 12, 32, 96)
 """Ticks after which a view is seen that keyframes were held for: who walks on sees less of what they show."""
 FORGOTTEN = 0.7
 """Of keyframes at most so many are taken away."""
