@@ -92,10 +92,9 @@ class Remembered:
         held = torch.ones(1, 1, len(past), dtype=torch.bool)
         views = Views(walls.new_zeros(1, len(past), 0), poses, walls, held)
         picks: list[int] = []
-        for tick in (start + 1, start + ticks // 2, start + ticks):
-            wanted = torch.from_numpy(self._poses[index][tick])[None]
-            shows = worth(views, lens, wanted[:, None], aspect)[:, 0]
-            picks += retrieve(views, wanted, -(-count // 3), shows)[0].tolist()
+        wanted = torch.from_numpy(self._poses[index][[start + 1, start + ticks // 2, start + ticks]])
+        for pose, shows in zip(wanted, worth(views, lens, wanted[None], aspect)[0], strict=True):
+            picks += retrieve(views, pose[None], -(-count // 3), shows[None])[0].tolist()
         own = [int(past[k]) for k in dict.fromkeys(picks)][:count]
         row = own + fresh
         return row + [-1] * (count + later - len(row))
