@@ -12,8 +12,17 @@ from torch import nn
 from one_room import ROOM, keyframes
 from tiny import HEIGHT, LATENT_GRID, RECALLING, STRIDING, WIDTH, tiny_model
 from world_model.place import HISTORY, Place, PlaceModel, Stride
-from world_model.recall import Views, centres, turned_back
-from world_model.recollection import BODY, COARSE_CHANNELS, Rangefinder, Recollection, nothing_held
+from world_model.recall import Views, Walls, centres, turned_back
+from world_model.recollection import (
+    BODY,
+    COARSE_CHANNELS,
+    DEPTH_CHANNEL,
+    KNOWN_CHANNEL,
+    LEEWAY,
+    Rangefinder,
+    Recollection,
+    nothing_held,
+)
 from world_model.settle import Alignment, fuse
 from world_model.training.stride_stage import Steps, walk_loss
 from world_model.training.survey_stage import SurveyBatch, odometer_loss, varied
@@ -112,6 +121,7 @@ def test_what_the_player_sees_now_is_not_doubted(recollection: Recollection) -> 
 
 def test_what_keyframes_tell_counts_for_walls_once_that_is_learned(recollection: Recollection) -> None:
     z, told = torch.randn(2, 4, *LATENT_GRID), torch.randn(2, COARSE_CHANNELS, *(4 * n for n in LATENT_GRID))
+    told[:, KNOWN_CHANNEL] = 0
     alone, last = recollection.walls(z), recollection.rangefinder.beside[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     nn.init.zeros_(last.weight)
@@ -120,6 +130,40 @@ def test_what_keyframes_tell_counts_for_walls_once_that_is_learned(recollection:
     nn.init.normal_(last.weight)
     changed = recollection.walls(z, told)
     assert not torch.equal(changed, alone) and torch.equal(recollection.walls(z), alone)
+
+
+def test_a_wall_that_keyframes_show_is_where_they_show_it(recollection: Recollection) -> None:
+    nn.init.normal_(recollection.rangefinder.beside[-1].weight)  # type: ignore[arg-type]
+    z, told = torch.randn(1, 4, *LATENT_GRID), torch.randn(1, COARSE_CHANNELS, *(4 * n for n in LATENT_GRID))
+    told[:, KNOWN_CHANNEL], told[:, DEPTH_CHANNEL] = 0.0, math.log(0.3)
+    told[:, KNOWN_CHANNEL, :, :5] = 1.0
+    told[:, KNOWN_CHANNEL, 0] = 1.0  # ceiling that is known says nothing of the wall below
+    walls = recollection.walls(z, told)[0]
+    torch.testing.assert_close(walls[:5], torch.full((5,), 0.3))
+    torch.testing.assert_close(walls[5:], recollection.rangefinder(z, told).exp()[0, 5:])
+
+
+def test_between_two_walls_the_player_stands_still(recollection: Recollection) -> None:
+    """Pushed from one to the other and back he would shake."""
+    wall = torch.full((1, 2), 1.0)
+    corner = Walls(
+        torch.tensor([[[0.1, -1.0], [-1.0, 0.1]]]), torch.tensor([[[0.1, 1.0], [1.0, 0.1]]]), wall > 0
+    )
+    at = torch.tensor([[0.1 - BODY, 0.1 - BODY]])
+    for way in ([0.01, 0.01], [0.01, 0.004], [0.02, -0.0003]):
+        assert torch.equal(recollection._beside(corner, at, at + torch.tensor([way])), at)
+    along = recollection._beside(corner, at, at + torch.tensor([[0.01, -0.01]]))
+    torch.testing.assert_close(along, at + torch.tensor([[0.0, -0.01]]))
+
+
+def test_who_is_too_near_to_a_wall_is_pushed_out(recollection: Recollection) -> None:
+    wall = Walls(torch.tensor([[[0.1, -1.0]]]), torch.tensor([[[0.1, 1.0]]]), torch.ones(1, 1) > 0)
+    at = torch.tensor([[0.09, 0.0]])
+    for _ in range(5):
+        at = recollection._beside(wall, at, at + torch.tensor([[0.01, 0.0]]))
+    assert float(at[0, 0]) <= 0.1 - BODY + LEEWAY + 1e-6
+    again = recollection._beside(wall, at, at + torch.tensor([[0.01, 0.0]]))
+    assert torch.equal(recollection._beside(wall, again, again + torch.tensor([[0.01, 0.0]])), again)
 
 
 def test_walls_are_told_where_they_are_seen() -> None:
@@ -136,7 +180,7 @@ def test_who_walks_into_a_wall_slides_along_it(recollection: Recollection) -> No
     walks_ahead(recollection)
     views = keyframes([[0.8, 0.0, 0.0]], recollection.columns)
     place = PlaceModel.nowhere(1, "cpu")
-    place = place._replace(pose=torch.tensor([[ROOM - 0.03, 0.0, math.pi / 4]]))
+    place = place._replace(pose=torch.tensor([[ROOM - 0.04, 0.0, math.pi / 4]]))
     moved = recollection.move(place, torch.tensor([1]), torch.tensor([0]), views)
     assert float(moved.pose[0, 0]) < ROOM - BODY + 1e-4
     assert float(moved.pose[0, 1]) > 0.02 and float(moved.motion[0, :2].norm()) < 0.035

@@ -34,6 +34,8 @@ from world_model.recall import (
 )
 
 COARSE_CHANNELS = 10
+KNOWN_CHANNEL, DEPTH_CHANNEL = 3, 5
+"""Of these: whether anything is known along a line of sight, and the log of how far that is."""
 FINE_CHANNELS = 16
 COARSE_STEP = 4
 """Pixels of a picture to a line of sight of the coarse look."""
@@ -52,10 +54,16 @@ SEEN_UNIT = (0.02, 0.02, 0.02)
 ODOMETER_UNIT, SURE = 0.001, (-1.0, 4.0)
 """Of the error that it expects of itself, and the range of the log of that. Surer of itself, who stands still
 would count for more than who moves."""
-BODY = 0.02
-"""How near the player gets to a remembered wall, in half extents."""
-PACES = 3
-"""Into which a tick's way is taken apart."""
+BODY, LEEWAY = 0.026, 0.004
+"""How near the player gets to a wall, in half extents: in the game he is 0.031 wide, and of what is much
+nearer no network has seen a picture; as wide as that he gets caught in doors that are reckoned too narrow.
+And by how much he may be nearer before he is pushed out, so that a wall that is reckoned a little differently
+from tick to tick does not shake him."""
+WEDGED, SLOW = 0.0006, 0.0008
+"""He stays where he is whom two walls leave no room by this much, or who would slide by less than that in a
+tick."""
+PACES = 2
+"""Into which a tick's way is taken apart, each shorter than the player is wide: nobody steps over a wall."""
 
 
 class Glimpse(NamedTuple):
@@ -237,8 +245,13 @@ class Recollection(nn.Module):
 
     def walls(self, z_FChw: Tensor, told: Tensor | None = None) -> Tensor:
         """How far the wall is in each column of latents: (F, columns). Of dreamed ones with what was `told`
-        by a glimpse."""
-        return self.rangefinder(z_FChw, told).exp()
+        by a glimpse: where that shows a wall, it is the one that is painted."""
+        walls = self.rangefinder(z_FChw, told).exp()
+        if told is None:
+            return walls
+        ahead = told[:, :, told.shape[2] // 2 - 1 : told.shape[2] // 2 + 1]
+        known = (ahead[:, KNOWN_CHANNEL] > 0.5).all(1)
+        return torch.where(known, ahead[:, DEPTH_CHANNEL].exp().amin(1), walls)
 
     def survey(self, image_F3HW: Tensor) -> Tensor:
         """The same of keyframes, from their pictures uint8 (F, 3, H, W)."""
@@ -279,7 +292,7 @@ class Recollection(nn.Module):
             pose = compose(place.pose, motion)
             with torch.no_grad():
                 start = place.pose[:, :2]
-                reach = (pose[:, :2] - start).norm(dim=-1, keepdim=True) + (PACES + 1) * BODY
+                reach = 2 * (pose[:, :2] - start).norm(dim=-1, keepdim=True) + BODY
                 walls = walls_near(views, self.lens, start, reach)
             pose = torch.cat((self._beside(walls, start, pose[:, :2]), pose[:, 2:]), 1)
             motion = motion_between(place.pose, pose)
@@ -287,20 +300,37 @@ class Recollection(nn.Module):
         return Place(pose, motion, place.variance, history)
 
     @staticmethod
-    def _beside(walls: Walls, start_B2: Tensor, end_B2: Tensor) -> Tensor:
-        """Where one ends who goes for `end`: no nearer to a wall than the player is wide, or than before."""
+    @torch.no_grad()
+    def _push(walls: Walls, start_B2: Tensor, way_B2: Tensor) -> tuple[Tensor, Tensor]:
+        """What walls do to one who takes a pace that way: by how much (B, 2) they push him aside, and whether
+        (B,) he stays where he is instead. He comes no nearer to one than he is wide, or than he was; who was
+        too near is pushed out by as much as he goes."""
+
+        def gap(xy_B2: Tensor) -> tuple[Tensor, Tensor]:
+            off = xy_B2 - walls.nearest(xy_B2[:, None])[:, 0]
+            away = off.norm(dim=-1)
+            return off / away.clamp(min=1e-6)[:, None], away
+
+        _, before = gap(start_B2)
+        inside = before < BODY - LEEWAY
+        kept = (before + inside * way_B2.norm(dim=-1)).clamp(max=BODY)
+        push = torch.zeros_like(way_B2)
+        for _ in range(2):  # a wall, and the one that it pushes him against
+            normal, away = gap(start_B2 + way_B2 + push)
+            push = push + normal * (kept - away).clamp(min=0)[:, None]
+        _, away = gap(start_B2 + way_B2 + push)
+        slow = (push != 0).any(-1) & ((way_B2 + push).norm(dim=-1) < SLOW / PACES)
+        return push, ~inside & (slow | (kept - away > WEDGED))
+
+    @classmethod
+    def _beside(cls, walls: Walls, start_B2: Tensor, end_B2: Tensor) -> Tensor:
+        """Where one ends who goes for `end`."""
         if not walls.shown.numel():
             return end_B2
         here, way = start_B2, (end_B2 - start_B2) / PACES
-        for _ in range(PACES):  # each shorter than the player is wide: nobody steps over a wall
-            with torch.no_grad():
-                near = walls.nearest(torch.stack((here, here + way), 1))
-                before = (near[:, 0] - here).norm(dim=-1)
-                off = here + way - near[:, 1]
-                away = off.norm(dim=-1)
-                short = (before.clamp(max=BODY) - away).clamp(min=0)
-                push = off / away.clamp(min=1e-6)[:, None] * short[:, None]
-            here = here + way + push
+        for _ in range(PACES):
+            push, stays = cls._push(walls, here, way)
+            here = torch.where(stays[:, None], here, here + way + push)
         return here
 
     def stepped(self, before_F3HW: Tensor, after_F3HW: Tensor, turn_F: Tensor) -> tuple[Tensor, Tensor]:
