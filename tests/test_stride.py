@@ -152,6 +152,9 @@ def test_between_two_walls_the_player_stands_still(recollection: Recollection) -
     at = torch.tensor([[0.1 - BODY, 0.1 - BODY]])
     for way in ([0.01, 0.01], [0.01, 0.004], [0.02, -0.0003]):
         assert torch.equal(recollection._beside(corner, at, at + torch.tensor([way])), at)
+    below = at - torch.tensor([[0.0, 0.008]])
+    until = recollection._beside(corner, below, below + torch.tensor([[0.01, 0.02]]))
+    torch.testing.assert_close(until, at)
     along = recollection._beside(corner, at, at + torch.tensor([[0.01, -0.01]]))
     torch.testing.assert_close(along, at + torch.tensor([[0.0, -0.01]]))
 
