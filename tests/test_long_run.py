@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import mmap
 
+import numpy as np
 import pytest
 
-from tools.long_run import Stub, aged, in_window, main, rewind, unpaced
+from tools.long_run import Stub, _alike, aged, in_window, main, rewind, unpaced
 from world_model.types import Frame
 
 
@@ -46,6 +47,15 @@ def test_a_session_that_grows_slower_with_age_is_seen(monkeypatch: pytest.Monkey
     result = aged("stub", ticks=300, young=10, blocks=2)
     assert result["ms"]["p50"] > 4 and result["young_ms"]["p50"] < 4
     assert result["ratio"] > 1.3 and result["ratio_95"][0] > 1.3
+
+
+def test_a_session_is_no_older_for_being_busy() -> None:
+    young = np.array([[20.0] * 8 + [25.0] * 2, [0.0] * 8 + [1.0] * 2])
+    busy = np.array([[20.0] * 3 + [25.0] * 7, [0.0] * 3 + [1.0] * 7])
+    assert _alike(young, busy) == pytest.approx(1.0)
+    assert _alike(young, busy * [[1.1], [1.0]]) == pytest.approx(1.1)
+    never = np.array([[22.0] * 10, [0.0] * 10])
+    assert _alike(young, never) == pytest.approx(1.1)
 
 
 def test_what_can_be_gone_back_to_is_measured() -> None:
