@@ -56,6 +56,7 @@ def test_a_session_is_no_older_for_being_busy() -> None:
     assert _alike(young, busy * [[1.1], [1.0]]) == pytest.approx(1.1)
     never = np.array([[22.0] * 10, [0.0] * 10])
     assert _alike(young, never) == pytest.approx(1.1)
+    assert _alike(never, np.array([[33.0], [1.0]])) == pytest.approx(1.5)
 
 
 def test_what_can_be_gone_back_to_is_measured() -> None:

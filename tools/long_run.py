@@ -308,12 +308,15 @@ def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dic
 
 def _alike(young: NDArray[np.float64], old: NDArray[np.float64]) -> float:
     """How much more ticks cost in the old session than such of the same kind in the young one, (2, ...) each:
-    milliseconds, and whether something was made up. Kinds that only one session has are left out."""
+    milliseconds, and whether something was made up. Kinds that only one session has are left out, unless
+    there are no others."""
     costs = [
         (kind.sum(), old[0][old[1] == which].mean() / young[0][kind].mean())
         for which in (0, 1)
         if (kind := young[1] == which).any() and (old[1] == which).any()
     ]
+    if not costs:
+        return float(old[0].mean() / young[0].mean())
     weights, ratios = zip(*costs, strict=True)
     return float(np.average(ratios, weights=weights))
 
