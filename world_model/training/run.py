@@ -498,7 +498,8 @@ def _go_on_from(start: Path, run: Path, config: WorldConfig, earlier: tuple[str,
     world = load_model(start)
     own, theirs = _averaged(run, "tokenizer"), world.tokenizer.state_dict()
     foreign = own is not None and any(k not in theirs or not torch.equal(own[k], theirs[k]) for k in own)
-    if foreign or dataclasses.replace(world.config, name=config.name) != config:
+    alike = dataclasses.replace(world.config, name=config.name, head_steps=config.head_steps)
+    if foreign or alike != config:
         return
     costs = read_world_json(start)["provenance"].get("stages", {})
     for name in missing:
