@@ -289,17 +289,17 @@ def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dic
     first, last = (np.stack(blocks_of, 1) for blocks_of in (new, old))
     rng = np.random.default_rng(0)
     picks = rng.integers(0, blocks, (1000, blocks))
-    ratios = [_alike(first[:, pick], last[:, pick]) for pick in picks]
-    (first, shown), (last, made) = first, last
+    ratio, ratios = _alike(first, last), [_alike(first[:, pick], last[:, pick]) for pick in picks]
+    (first, young_imagining), (last, imagining) = first, last
     return {
         "world": name,
         "ticks": ticks,
         "young_ticks": young,
         "ms": _percentiles(last.ravel()),
         "young_ms": _percentiles(first.ravel()),
-        "imagining": round(float(made.mean()), 4),
-        "young_imagining": round(float(shown.mean()), 4),
-        "ratio": round(_alike(np.stack((first, shown)), np.stack((last, made))), 4),
+        "imagining": round(float(imagining.mean()), 4),
+        "young_imagining": round(float(young_imagining.mean()), 4),
+        "ratio": round(ratio, 4),
         "ratio_95": [round(float(q), 4) for q in np.percentile(ratios, (2.5, 97.5))],
         "ratio_of_all": round(float(last.mean() / first.mean()), 4),
         "rss_mb": round(rss_mb(), 1),
