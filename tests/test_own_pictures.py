@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from tiny import RECALLING, TINY, tiny_data, tiny_model
 from world_model.data.dataset import LatentDataset, Recall
 from world_model.data.episodes import list_episodes, read_episode
+from world_model.data.remembered import Held
 from world_model.model import WorldModel
-from world_model.training import dynamics_stage, feel_stage
+from world_model.training import dynamics_stage, feel_stage, light_stage
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, own_way
 from world_model.training.feel_stage import FeelStage
+from world_model.training.light_stage import LightStage
 from world_model.training.preview import RolloutPreview
 
 
@@ -100,3 +103,40 @@ def test_walls_are_learned_from_the_pictures_of_dreams(
     assert np.mean(felt[-10:]) < 0.7 * felt[0]
     assert all(torch.equal(v, measured[k]) for k, v in recollection.surveyor.state_dict().items())
     assert stage.preview(tmp_path / "none.png").keys() == {"felt_percent", "alone_percent"}
+
+
+def test_light_is_learned_from_what_was_seen_from_afar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(light_stage, "FAR", 0.3)
+    torch.manual_seed(0)
+    world = tiny_model(config=RECALLING)
+    data = dataset(tmp_path, world)
+    stage = LightStage(world, data, data, "cpu")
+    asked: list[list[float]] = []
+    held = data.remembered.held
+
+    def told(*args: Any) -> Held:
+        asked.append(args[-1])
+        return held(*args)
+
+    monkeypatch.setattr(data.remembered, "held", told)
+    others = {k: v.clone() for k, v in world.state_dict().items() if ".light." not in k}
+    optimizer = torch.optim.Adam(stage.model.parameters(), 3e-3)
+    misses, first = [], stage.batch(np.random.default_rng(0), 0.0)
+    assert len(set(asked[0])) == len(first.stand) and max(asked[0]) < 0.3
+    for at, views, least in zip(first.stand, zip(*first.views[1:4], strict=True), asked[0], strict=True):
+        pose, _, there = views
+        off = (pose[:, :2] - at[:2]).norm(dim=-1)[there[0]]
+        assert len(off) == 1 or float(off.min()) >= least
+    for step in range(30):
+        torch.manual_seed(step % 2)
+        loss, metrics = stage.loss(first, 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        misses.append(metrics["miss"])
+    assert np.mean(misses[-2:]) < 0.99 * np.mean(misses[:2])
+    assert all(torch.equal(v, world.state_dict()[k]) for k, v in others.items())
+    assert stage.preview(tmp_path / "seen.png").keys() == {"psnr"}
+    assert (tmp_path / "seen.png").exists()

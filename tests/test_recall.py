@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from one_room import ASPECT, LENS, error, keyframes, remembered, room_depth
 from tiny import LATENT_GRID, RECALLING, WIDTH, tiny_model
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
-from world_model.recall import Views, known_part, look, retrieve, take, wall_depths, worth
-from world_model.recollection import hand_on, show_what_was_handed
+from world_model.recall import Sighting, Views, finer, known_part, look, retrieve, take, wall_depths, worth
+from world_model.recollection import Light, hand_on, show_what_was_handed
 
 
 def test_a_keyframe_shows_what_it_is_a_picture_of() -> None:
@@ -106,6 +107,70 @@ def test_where_nothing_is_known_the_latent_paints() -> None:
     torch.testing.assert_close(mixed[..., WIDTH // 2 :], alone[..., WIDTH // 2 :])
     torch.testing.assert_close(mixed[..., : WIDTH // 2 - 4], painted[..., : WIDTH // 2 - 4])
     assert not torch.allclose(alone, painted)
+
+
+def test_it_is_known_how_far_it_was_from_who_saw_it() -> None:
+    views = keyframes([[-0.5, 0.0, 0.0]])
+    pose = torch.tensor([[[-0.1, 0.0, 0.0]]])
+    coarse = look(views, LENS, pose, 40, 64, ASPECT)
+    for found in (coarse, finer(views, LENS, pose, coarse, 4, ASPECT)):
+        assert bool(found.known.any())
+        off = (found.away - found.depth)[found.known]
+        torch.testing.assert_close(off, torch.full_like(off, 0.4), atol=1e-3, rtol=0)
+
+
+def test_who_comes_near_sees_dark_walls_grow_bright() -> None:
+    """Everything is half as bright for each half extent that it is off, in rooms of their own brightness."""
+    torch.manual_seed(0)
+    light = Light()
+    optimizer = torch.optim.Adam(light.parameters(), 3e-3)
+
+    def places() -> tuple[Sighting, Tensor, Tensor]:
+        here, there, paint = (torch.rand(16, 1, 10, 16) for _ in range(3))
+        room = torch.rand(16, 1, 1, 1) * 0.8 + 0.1
+        known = torch.rand(16, 1, 10, 16) > 0.1
+        paint = room * (0.7 + 0.3 * paint)
+        seen, real = (paint * 0.5 ** (2 * off) for off in (there, here))
+        blank = torch.zeros_like(here)
+        found = Sighting(blank.long(), blank[..., None], known, blank, here, blank, there)
+        colour = (2 * seen - 1) * known
+        return found, colour.expand(-1, 3, -1, -1), (2 * real - 1) * known
+
+    def miss() -> Tensor:
+        found, colour, real = places()
+        lit = (colour + 1) * light(found, colour) - 1
+        return ((lit - real).abs() * found.known).mean()
+
+    found, colour, _ = places()
+    assert torch.equal(light(found, colour), torch.ones(16, 1, 10, 16))  # as it was seen, to begin with
+    before = miss().item()
+    for _ in range(400):
+        optimizer.zero_grad()
+        miss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert miss().item() < 0.3 * before
+
+
+def test_a_picture_is_lit_part_by_part_and_nothing_is_made_of_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recollection = tiny_model(config=RECALLING).dynamics.recollection
+    assert recollection is not None
+    views = keyframes([[-0.5, 0.0, 0.0]], columns=recollection.columns)
+    glimpse = recollection.glimpse(views, torch.tensor([[-0.1, 0.0, 0.3]]))
+    known = glimpse.found.known[:, 0]
+    assert bool(known.any()) and not bool(known.all())
+    gain = torch.ones(1, 1, *known.shape[1:])
+    gain[..., : gain.shape[-1] // 2] = 3.0
+    monkeypatch.setattr(Light, "forward", lambda self, found, colour: gain)
+    paint = torch.full((1, 3, *(4 * side for side in known.shape[1:])), -0.9)
+    lit = recollection.lit(paint, glimpse)
+    whole = known.repeat_interleave(4, 1).repeat_interleave(4, 2)[0]
+    assert not bool(lit[0, :, ~whole].any())
+    half = paint.shape[-1] // 2
+    for part, value in ((slice(half), -0.7), (slice(half, None), -0.9)):
+        seen = lit[0, :, :, part][:, whole[:, part]]
+        torch.testing.assert_close(seen, torch.full_like(seen, value))
 
 
 def test_known_is_what_some_keyframe_shows() -> None:

@@ -176,7 +176,7 @@ def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> N
 
 
 def test_a_past_is_as_good_as_having_been_there(tmp_path: Path) -> None:
-    world = tiny_model(config=RECALLING)
+    world = tiny_model(1, config=RECALLING)
     frames = tiny_frames(50)
     actions, phases = np.arange(49) % 4, np.arange(49) % 5
     taken = actions.astype(np.int16), phases.astype(np.uint8), None, None, np.zeros(49, np.float32)
@@ -318,6 +318,30 @@ def test_what_an_episode_would_hold_comes_in_time() -> None:
                 assert since[0] == max(0, tick - start) and since == list(range(since[0], 10))
     assert held.held[0, 0].sum() >= 2 and held.held[1, 0].sum() == 1
     assert held.held[:, -1].sum() > held.held[:, 0].sum()
+
+
+def test_nothing_near_by_is_held_where_that_is_asked() -> None:
+    ticks = 40
+    pose = np.zeros((ticks + 1, 3), np.float32)
+    pose[:, 0] = np.linspace(0, 1, ticks + 1)
+    episode = Episode(
+        {"source": "mazes", "licence": "test", "actions": [a.name for a in ACTIONS], "phases": 5},
+        frames=tiny_frames(ticks + 1),
+        actions=np.zeros(ticks, np.int16),
+        phases=np.zeros(ticks, np.uint8),
+        pose=pose,
+        sound=None,
+        rewards=np.zeros(ticks, np.float32),
+        depth=np.full((ticks + 1, HEIGHT // 4, WIDTH // 4), 200, np.float16),
+    )
+    latents = np.zeros((ticks + 1, 4, LATENT_GRID[0], LATENT_GRID[1]), np.float16)
+    memory = Remembered([episode], [pose], [latents], 100.0, size=12)
+    places = [(0, 30), (0, 30), (0, 30)]
+    held = memory.held(places, 4, LENS, ASPECT, count=4, later=0, beyond=[0.0, 0.4, 9.0]).views
+    end = float(pose[34, 0])
+    nearest = [end - float(held.pose[b, held.held[b, 0], 0].max()) for b in range(3)]
+    assert nearest[0] < 0.2 and 0.4 <= nearest[1] < 0.6
+    assert nearest[2] > 0.7 and int(held.held[2, 0].sum()) == 1  # a bank is never empty
 
 
 def test_config_tells_worlds_that_recall() -> None:

@@ -71,7 +71,8 @@ class Lens(NamedTuple):
 
 class Sighting(NamedTuple):
     """What lines of sight find, all (B, T, R, L): which keyframe shows it best, at (..., 2) where in it in
-    [-1, 1] x [-1, 1], known, quality (0 is best), depth, and whether it is a wall."""
+    [-1, 1] x [-1, 1], known, quality (0 is best), depth, whether it is a wall, and away, its depth in that
+    keyframe."""
 
     which: Tensor
     at: Tensor
@@ -79,6 +80,7 @@ class Sighting(NamedTuple):
     quality: Tensor
     depth: Tensor
     wall: Tensor
+    away: Tensor
 
 
 def into_view(xy: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +233,7 @@ def look(views: Views, lens: Lens, pose_BT3: Tensor, rows: int, columns: int, as
     at = at.gather(2, which[..., None].expand(*which.shape, 2))[:, :, 0]
     known = best.values[:, :, 0] > HIDDEN
     quality = best.values[:, :, 0].clamp(min=-4.0)
-    return Sighting(which[:, :, 0], at, known, quality, chosen(depth), chosen(wall))
+    return Sighting(which[:, :, 0], at, known, quality, chosen(depth), chosen(wall), chosen(away))
 
 
 def finer(
@@ -256,14 +258,15 @@ def finer(
     down = (centres(rows * times, own.device) * aspect * lens.spread).view(rows, times, 1, 1)
     level = _level(down, lens)
     depth = torch.minimum(met, level)
-    scale = lens.spread * (depth * ahead + ahead_moved).clamp(min=NEAR)
+    away = (depth * ahead + ahead_moved).clamp(min=NEAR)
+    scale = lens.spread * away
     at = torch.stack(((depth * right + right_moved) / scale, down * depth / (scale * aspect)), -1)
     wall = (met < level).float().expand_as(depth)
 
     which, known, quality = (
         x[:, :, :, None, :, None].expand_as(depth) for x in (coarse.which, coarse.known, coarse.quality)
     )
-    parts = which, at, known, quality, depth, wall
+    parts = which, at, known, quality, depth, wall, away
     return Sighting(*(x.flatten(4, 5).flatten(2, 3) for x in parts))
 
 

@@ -66,6 +66,11 @@ PACES = 2
 """Into which a tick's way is taken apart, each shorter than the player is wide: nobody steps over a wall."""
 
 
+AROUND, GAIN, ALIKE = 9, (-1.5, 2.0), 0.3
+"""Lines of sight to a side over which it is asked how bright a place is, the range of the log of how much
+brighter or darker it gets, and the log of how much nearer or farther off it has to be for that."""
+
+
 class Glimpse(NamedTuple):
     """A coarse look: what it finds, and that as the networks read it, told (F, COARSE_CHANNELS, R, L)."""
 
@@ -115,6 +120,34 @@ class Rangefinder(nn.Module):
             tall = told.flatten(1, 2).unflatten(2, (-1, 4)).transpose(2, 3).flatten(1, 2)
             x = x + self.beside(tall[:, :, None].to(z_FChw.dtype))
         return _log_depth(self.columns[2:](x)[:, :, 0].transpose(1, 2).flatten(1))
+
+
+class Light(nn.Module):
+    """By how much brighter what is seen is from here than it was from where a keyframe was taken.
+
+    Games darken what is far off, dark rooms more than bright ones.
+    """
+
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(7, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, found: Sighting, colour_F3RL: Tensor) -> Tensor:
+        """(F, 1, R, L), a factor. colour in [-1, 1] as the keyframes show it: how bright it is around each
+        place tells how dark the room is."""
+        known, wall = (x.flatten(0, 1)[:, None].float() for x in (found.known, found.wall))
+        bright = (colour_F3RL.mean(1, keepdim=True) + 1) / 2 * known
+        around = [F.avg_pool2d(x, AROUND, 1, AROUND // 2) for x in (bright, known)]
+        bright = (around[0] / around[1].clamp(min=1e-3)).clamp(min=0.01)
+        here, there = (x.flatten(0, 1)[:, None].clamp(*DEPTHS) for x in (found.depth, found.away))
+        near, far = here.log(), there.log()
+        numbers = (near, far, far - near, 0.05 / here, 0.05 / there, wall, bright.log())
+        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
+        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
+        # Seen from as far off as it was, it is as bright as it was.
+        return (told.clamp(*GAIN) * ((far - near).abs() / ALIKE).clamp(max=1)).exp()
 
 
 class Surveyor(nn.Module):
@@ -230,6 +263,7 @@ class Recollection(nn.Module):
         self.odometer = Odometer(grid)
         self.glance = Glance(latent_dim, 4 * COARSE_CHANNELS)
         self.gaze = Gaze(COARSE_CHANNELS, FINE_CHANNELS)
+        self.light = Light()
         self.spread = nn.Parameter(torch.tensor(1.2))
         """Tangent of half the horizontal field of view."""
         hand_on(self.gaze, FINE_CHANNELS * 3 // 4)
@@ -375,13 +409,23 @@ class Recollection(nn.Module):
         """What the decoder is given; glimpse as for `seen`."""
         with torch.autocast(pose_F3.device.type, enabled=False):
             pose = pose_F3.float().view(len(views.held), -1, 3)
-            coarse, told = glimpse or self.glimpse(views, pose_F3)
-            found = finer(views, self.lens, pose, coarse, COARSE_STEP, self.aspect)
-            paint = colours(views.image, found).flatten(0, 1)
+            glimpse = glimpse or self.glimpse(views, pose_F3)
+            found = finer(views, self.lens, pose, glimpse.found, COARSE_STEP, self.aspect)
+            paint = self.lit(colours(views.image, found).flatten(0, 1), glimpse)
             known = found.known.flatten(0, 1)[:, None].float()
             fine = F.pixel_unshuffle(torch.cat((paint, known), 1), 2)
-        detail: Detail = self.gaze(told, fine)
-        return detail._replace(known=coarse.known.flatten(0, 1)[:, None].float())
+        detail: Detail = self.gaze(glimpse.told, fine)
+        return detail._replace(known=glimpse.found.known.flatten(0, 1)[:, None].float())
+
+    def lit(self, paint_F3HW: Tensor, glimpse: Glimpse) -> Tensor:
+        """Colours of keyframes, 0 where nothing is known, in the light of where they are seen from; of any
+        size that is a multiple of a glimpse's."""
+        gain = self.light(glimpse.found, glimpse.told[:, :3])
+        known = glimpse.found.known.flatten(0, 1)[:, None].float()
+        times = paint_F3HW.shape[-1] // gain.shape[-1]
+        if times > 1:
+            gain, known = (F.interpolate(x, scale_factor=times) for x in (gain, known))
+        return ((paint_F3HW + 1) * gain - 1).clamp(max=1) * known
 
     def _told(self, views: Views, found: Sighting) -> Tensor:
         """Colour of what is seen and how it is met: (F, COARSE_CHANNELS, R, L)."""

@@ -151,16 +151,23 @@ class LatentDataset:
         """Centre (2,) and half extent of the map in the units of the source."""
         return self._origin[:2], float(self._scale[0])
 
-    def held(self, places: list[tuple[int, int]], ticks: int, pictures: bool = True) -> Held | None:
+    def held(
+        self,
+        places: list[tuple[int, int]],
+        ticks: int,
+        pictures: bool = True,
+        beyond: list[float] | None = None,
+    ) -> Held | None:
         """What would be looked at in the clips that start at (episode, tick); None in a world with a map.
 
-        Without `pictures` it serves to feel for walls.
+        Without `pictures` it serves to feel for walls. beyond: half extents of each clip's end within which
+        nothing was held, see `Remembered.held`.
         """
         recall = self._recall
         if recall is None:
             return None
         how = (recall.lens, recall.aspect, recall.looked, recall.later)
-        return self.remembered.held(places, ticks, *how, pictures)
+        return self.remembered.held(places, ticks, *how, pictures, beyond)
 
     def pose(self, index: int) -> NDArray[np.float32] | None:
         """Normalised pose (T + 1, 3) of an episode."""

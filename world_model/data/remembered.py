@@ -57,12 +57,16 @@ class Remembered:
         count: int,
         later: int,
         pictures: bool = True,
+        beyond: list[float] | None = None,
     ) -> Held:
         """For clips that start at (episode, tick): up to `count` keyframes of what was held then, those that
         show most of what the clip sees, and the first `later` of those that it takes in itself, each from
         the tick after it on. held is (B, `ticks`, count + later); tick t leads to frame t + 1.
-        Without `pictures` these are empty."""
-        chosen = [self._choose(i, s, ticks, lens, aspect, count, later) for i, s in places]
+        Without `pictures` these are empty. beyond: half extents of each clip's end within which nothing was
+        held, where that is not 0; such clips take in nothing themselves."""
+        far = beyond or [0.0] * len(places)
+        how = (ticks, lens, aspect, count, later)
+        chosen = [self._choose(i, s, off, *how) for (i, s), off in zip(places, far, strict=True)]
         at = [[c if c >= 0 else s for c in row] for (_, s), row in zip(places, chosen, strict=True)]
         now = np.array([s for _, s in places])[:, None] + np.arange(ticks)
         born = np.array([[c if c >= 0 else 2**31 for c in row] for row in chosen])
@@ -81,11 +85,24 @@ class Remembered:
         return Held(views, z)
 
     def _choose(
-        self, index: int, start: int, ticks: int, lens: Lens, aspect: float, count: int, later: int
+        self,
+        index: int,
+        start: int,
+        beyond: float,
+        ticks: int,
+        lens: Lens,
+        aspect: float,
+        count: int,
+        later: int,
     ) -> list[int]:
         """Ticks of the keyframes, -1 for none."""
+        width = count + later
         taken = self._taken[index]
         past = taken[taken <= start][-self._size :]
+        if beyond:
+            off = self._poses[index][past, :2] - self._poses[index][start + ticks, :2]
+            far = past[np.linalg.norm(off, axis=1) >= beyond]
+            past, later = far if len(far) else past[:1], 0  # a bank holds something
         fresh = taken[(taken > start) & (taken < start + ticks)][:later].tolist()
         poses = torch.from_numpy(self._poses[index][past])[None]
         walls = torch.from_numpy(self._walls[index][past])[None]
@@ -97,7 +114,7 @@ class Remembered:
             picks += retrieve(views, pose[None], -(-count // 3), shows[None])[0].tolist()
         own = [int(past[k]) for k in dict.fromkeys(picks)][:count]
         row = own + fresh
-        return row + [-1] * (count + later - len(row))
+        return row + [-1] * (width - len(row))
 
 
 def _walls(episode: Episode, scale: float) -> NDArray[np.float32]:

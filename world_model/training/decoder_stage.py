@@ -172,7 +172,7 @@ class DecoderStage:
                 overlay = batch.things.to(self.device)
                 detail = detail._replace(things=torch.cat((overlay, overlay)))
                 shown = painted
-            cut = self._cut()
+            cut = cutting(self._world.config.tokenizer.grid)
             x, noised, painted, shown = cut(x), cut(noised), cut(painted), cut(shown)
             detail = None if detail is None else Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
             decode = self._world.tokenizer.decode
@@ -190,21 +190,6 @@ class DecoderStage:
         miss = (out - target).square().mean((1, 2, 3)).chunk(2)
         metrics = {"still": miss[0].mean().item(), "dreamed": miss[1].mean().item()}
         return loss, metrics | {"texture": texture.item(), "energy": energy.item()}
-
-    def _cut(self) -> Callable[[Tensor], Tensor]:
-        """Cuts the same part of half the width and height, at random, out of latents, details and pictures:
-        four times the variety for the same work."""
-        grid = self._world.config.tokenizer.grid
-        size = [max(1, side // 2) for side in grid]
-        top, left = (int(torch.randint(0, side - s + 1, ())) for side, s in zip(grid, size, strict=True))
-
-        def cut(whole: Tensor) -> Tensor:
-            cell = whole.shape[-1] // grid[1]
-            return whole[
-                ..., top * cell : (top + size[0]) * cell, left * cell : (left + size[1]) * cell
-            ].contiguous()
-
-        return cut
 
     def preview(self, path: Path) -> dict[str, float]:
         still = self._still(self._world.tokenizer, path.with_name(path.stem + "-still.png"))
@@ -262,6 +247,21 @@ class DecoderStage:
             sampled = paint(dynamics.head, out, self._world.config.head_steps)
             z = torch.cat((z[:, :real], sampled[:, real - 1 : -1]), 1)
         return sampled
+
+
+def cutting(grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Cuts the same part of half the width and height, at random, out of latents, details and pictures: four
+    times the variety for the same work."""
+    size = [max(1, side // 2) for side in grid]
+    top, left = (int(torch.randint(0, side - s + 1, ())) for side, s in zip(grid, size, strict=True))
+
+    def cut(whole: Tensor) -> Tensor:
+        cell = whole.shape[-1] // grid[1]
+        return whole[
+            ..., top * cell : (top + size[0]) * cell, left * cell : (left + size[1]) * cell
+        ].contiguous()
+
+    return cut
 
 
 def _last(x: Tensor) -> Tensor:

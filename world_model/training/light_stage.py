@@ -1,0 +1,129 @@
+"""Stage `light`: how much brighter or darker a place gets for who sees it from elsewhere.
+
+Learned from real pictures and what is painted of them from keyframes that were taken farther off than some
+distance: what was held near by would show everything as it is. It is the decoder that paints, and what it
+makes up for by itself is not made up for again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from world_model.data.dataset import LatentDataset
+from world_model.map import Detail
+from world_model.model import WorldModel
+from world_model.precision import mixed_precision
+from world_model.recall import Views
+from world_model.recollection import COARSE_STEP, Glimpse, Light, Recollection
+from world_model.tokenizer import to_float, to_uint8
+from world_model.training.decoder_stage import cutting
+from world_model.training.pictures import save_rows
+
+VIEWS, LATER = 8, 4
+"""Pictures to a batch, and ticks before each at which keyframes were held for it."""
+FAR = 0.5
+"""Half extents up to which those near by are taken away."""
+DULL = (0.2, 1.0)
+"""What is left of the latents that keyframes tell: those of a dream know nothing else, and fade."""
+
+
+@dataclass(frozen=True)
+class LightBatch:
+    """Pictures uint8 (F, H, W, 3), the poses (F, 3) they were taken from, and what was held."""
+
+    pictures: NDArray[np.uint8]
+    stand: Tensor
+    views: Views
+
+
+class LightStage:
+    """Trains the light of a world that recalls."""
+
+    name = "light"
+
+    def __init__(self, world: WorldModel, data: LatentDataset, held_out: LatentDataset, device: str) -> None:
+        self.device = torch.device(device)
+        self._world, self._data, self._held_out = world, data, held_out
+        world.requires_grad_(False)
+        recollection = world.dynamics.recollection
+        assert recollection is not None
+        self._recollection: Recollection = recollection
+        self.model: nn.Module = lighting(world).requires_grad_(True)
+
+    def batch(self, rng: np.random.Generator, done: float) -> LightBatch:
+        return _draw(self._data, rng, VIEWS)
+
+    def loss(self, batch: LightBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        told, z = self._look(batch)
+        left = torch.empty(len(z), 1, 1, 1, device=self.device).uniform_(*DULL)
+        x = to_float(batch.pictures, self.device)
+        cut = cutting(self._world.config.tokenizer.grid)
+        with mixed_precision(self.device.type):
+            detail = self._detail(batch, told)
+            detail = Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
+            out = self._world.tokenizer.decode(cut(left * z), detail)
+        known = told.found.known.flatten(0, 1)[:, None].float()
+        miss = ((out - cut(x)).abs().mean(1, keepdim=True) * cut(spread(known))).mean()
+        return miss, {"miss": miss.item(), "known": known.mean().item()}
+
+    def _views(self, batch: LightBatch) -> Views:
+        return Views(*(None if x is None else x.to(self.device) for x in batch.views))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _look(self, batch: LightBatch) -> tuple[Glimpse, Tensor]:
+        """What keyframes tell of the pictures, and the latents in that."""
+        views, stand = self._views(batch), batch.stand.to(self.device)
+        told = self._recollection.glimpse(views, stand)
+        seen = self._recollection.seen(views, stand, told)
+        return told, seen[:, : self._world.config.tokenizer.latent_dim].float()
+
+    def _detail(self, batch: LightBatch, told: Glimpse) -> Detail:
+        return self._recollection.detail(self._views(batch), batch.stand.to(self.device), told)
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> dict[str, float]:
+        """Real pictures, what keyframes show of them, that lit, and what is painted of it; PSNR (dB) of the
+        last where anything is known."""
+        batch = _draw(self._held_out, np.random.default_rng(0), 64)
+        told, z = self._look(batch)
+        with mixed_precision(self.device.type):
+            out = self._world.tokenizer.decode(sum(DULL) / 2 * z, self._detail(batch, told)).float()
+        real, known = to_float(batch.pictures, self.device), told.found.known.flatten(0, 1)[:, None].float()
+        coarse = told.told[:, :3], self._recollection.lit(told.told[:, :3], told)
+        rows = [real, *map(spread, coarse), out]
+        save_rows(path, [list(to_uint8(row[:8])) for row in rows], shrink=2)
+        miss = ((out - real).square().mean(1, keepdim=True) * spread(known)).sum() / spread(known).sum()
+        return {"psnr": -10 * math.log10(float(miss) / 4)}
+
+
+def spread(coarse: Tensor) -> Tensor:
+    """Of a glimpse's size -> of a picture's."""
+    return coarse.repeat_interleave(COARSE_STEP, -2).repeat_interleave(COARSE_STEP, -1)
+
+
+def lighting(world: WorldModel) -> Light:
+    """What this stage trains."""
+    assert world.dynamics.recollection is not None, "this world has a map, or no sense of place at all"
+    return world.dynamics.recollection.light
+
+
+def _draw(data: LatentDataset, rng: np.random.Generator, count: int) -> LightBatch:
+    later = min(LATER, *map(len, data.episodes))
+    places = data.places(rng, count, later)
+    held = data.held(places, later, beyond=(FAR * rng.random(count)).tolist())
+    poses = {i: data.pose(i) for i, _ in places}
+    ends = [(i, s + later) for i, s in places]
+    stands = [pose[t] for pose, t in ((poses[i], t) for i, t in ends) if pose is not None]
+    assert held is not None
+    return LightBatch(
+        np.stack([data.episodes[i].frames[t] for i, t in ends]),
+        torch.from_numpy(np.stack(stands)),
+        held.views._replace(held=held.views.held[:, -1:]),
+    )
