@@ -232,7 +232,9 @@ torch.set_num_threads(1)
 path, kills = sys.argv[1], int(sys.argv[2])
 generator, last, cut = random.Random(0), 0, 0
 save_weights(path, {"a": torch.zeros(65536), "b": torch.zeros(3)})
-for _ in range(kills):
+done = 0
+while done < kills or (not cut and done < 20 * kills):  # by chance none of few hits a save
+    done += 1
     child = os.fork()
     if child == 0:
         n = last
@@ -252,7 +254,7 @@ for _ in range(kills):
     assert now > last, (now, last)
     last = int(now)
     cut += sum(name.endswith(".tmp") for name in os.listdir(os.path.dirname(path))) > cut
-print(kills, cut)
+print(done, cut)
 """
 
 
@@ -267,5 +269,5 @@ def test_a_kill_while_saving_leaves_the_old_file_or_the_new(tmp_path: Path, kill
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) == kills
+    assert int(done.stdout.split()[0]) >= kills
     assert int(done.stdout.split()[1]) > 0, "no kill hit a save in progress"
