@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from one_room import ASPECT, LENS, keyframes
 from tiny import ACTIONS, HEIGHT, LATENT_GRID, RECALLING, WIDTH, tiny_frames, tiny_model, tiny_world
@@ -291,10 +292,12 @@ def test_ablations_change_what_is_dreamed() -> None:
     assert not np.array_equal(pictures[None], pictures["no-keyframes"])
 
 
-def test_what_an_episode_would_hold_comes_in_time() -> None:
-    ticks, grid = 40, (LATENT_GRID[0], LATENT_GRID[1])
-    pose = np.zeros((ticks + 1, 3), np.float32)
-    pose[:, 2] = np.linspace(0, 4, ticks + 1)
+Walk = tuple[list[Episode], list[NDArray[np.float32]], list[NDArray[np.float16]]]
+
+
+def walked(pose: NDArray[np.float32], depth: int) -> Walk:
+    """An episode along these poses (T + 1, 3), the wall always as far off; its poses and its latents."""
+    ticks = len(pose) - 1
     episode = Episode(
         {"source": "mazes", "licence": "test", "actions": [a.name for a in ACTIONS], "phases": 5},
         frames=tiny_frames(ticks + 1),
@@ -303,10 +306,16 @@ def test_what_an_episode_would_hold_comes_in_time() -> None:
         pose=pose,
         sound=None,
         rewards=np.zeros(ticks, np.float32),
-        depth=np.full((ticks + 1, HEIGHT // 4, WIDTH // 4), 100, np.float16),
+        depth=np.full((ticks + 1, HEIGHT // 4, WIDTH // 4), depth, np.float16),
     )
-    latents = np.zeros((ticks + 1, 4, *grid), np.float16)
-    memory = Remembered([episode], [pose], [latents], 100.0, size=6)
+    latents = np.zeros((ticks + 1, 4, LATENT_GRID[0], LATENT_GRID[1]), np.float16)
+    return [episode], [pose], [latents]
+
+
+def test_what_an_episode_would_hold_comes_in_time() -> None:
+    pose = np.zeros((41, 3), np.float32)
+    pose[:, 2] = np.linspace(0, 4, 41)
+    memory = Remembered(*walked(pose, 100), 100.0, size=6)
     held = memory.held([(0, 20), (0, 0)], 10, LENS, ASPECT, count=4, later=2).views
     assert held.held.shape == (2, 10, 6) and held.wall.shape[-1] == WIDTH // 4
     assert float(held.wall[0, 0, 0]) == 1.0
@@ -321,21 +330,9 @@ def test_what_an_episode_would_hold_comes_in_time() -> None:
 
 
 def test_nothing_near_by_is_held_where_that_is_asked() -> None:
-    ticks = 40
-    pose = np.zeros((ticks + 1, 3), np.float32)
-    pose[:, 0] = np.linspace(0, 1, ticks + 1)
-    episode = Episode(
-        {"source": "mazes", "licence": "test", "actions": [a.name for a in ACTIONS], "phases": 5},
-        frames=tiny_frames(ticks + 1),
-        actions=np.zeros(ticks, np.int16),
-        phases=np.zeros(ticks, np.uint8),
-        pose=pose,
-        sound=None,
-        rewards=np.zeros(ticks, np.float32),
-        depth=np.full((ticks + 1, HEIGHT // 4, WIDTH // 4), 200, np.float16),
-    )
-    latents = np.zeros((ticks + 1, 4, LATENT_GRID[0], LATENT_GRID[1]), np.float16)
-    memory = Remembered([episode], [pose], [latents], 100.0, size=12)
+    pose = np.zeros((41, 3), np.float32)
+    pose[:, 0] = np.linspace(0, 1, 41)
+    memory = Remembered(*walked(pose, 200), 100.0, size=12)
     places = [(0, 30), (0, 30), (0, 30)]
     held = memory.held(places, 4, LENS, ASPECT, count=4, later=0, beyond=[0.0, 0.4, 9.0]).views
     end = float(pose[34, 0])
