@@ -6,6 +6,7 @@ the trunk and the decoder use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,10 @@ class Detail(NamedTuple):
     fine: Tensor
     known: Tensor | None = None
     things: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Detail:
+        """The same of all its parts, changed."""
+        return Detail(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
 
 
 class Glance(nn.Module):

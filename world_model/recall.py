@@ -60,6 +60,9 @@ class Views(NamedTuple):
     age: Tensor | None = None
     imagined: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Views:
+        return Views(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
 
 class Lens(NamedTuple):
     """How pictures are taken: tangent of half the horizontal field of view, and floor and ceiling over the

@@ -64,8 +64,6 @@ WEDGED, SLOW = 0.0006, 0.0008
 tick."""
 PACES = 2
 """Into which a tick's way is taken apart, each shorter than the player is wide: nobody steps over a wall."""
-
-
 AROUND, GAIN, ALIKE = 9, (-1.5, 2.0), 0.3
 """Lines of sight to a side over which it is asked how bright a place is, the range of the log of how much
 brighter or darker it gets, and the log of how much nearer or farther off it has to be for that."""

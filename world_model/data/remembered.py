@@ -21,8 +21,7 @@ class Held(NamedTuple):
     z: Tensor
 
     def to(self, device: torch.device | str) -> Held:
-        parts = (None if part is None else part.to(device) for part in self.views)
-        return Held(Views(*parts), self.z.to(device))  # type: ignore[arg-type]
+        return Held(self.views.to(device), self.z.to(device))
 
 
 class Remembered:
@@ -47,6 +46,10 @@ class Remembered:
         """How far the wall is in each column of a frame (C,)."""
         row: NDArray[np.float32] = self._walls[index][tick]
         return row
+
+    def stands(self, at: list[tuple[int, int]]) -> Tensor:
+        """The poses (F, 3) of these frames (episode, tick)."""
+        return torch.from_numpy(np.stack([self._poses[i][t] for i, t in at]))
 
     def held(
         self,

@@ -174,7 +174,7 @@ class DecoderStage:
                 shown = painted
             cut = cutting(self._world.config.tokenizer.grid)
             x, noised, painted, shown = cut(x), cut(noised), cut(painted), cut(shown)
-            detail = None if detail is None else Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
+            detail = None if detail is None else detail.each(cut)
             decode = self._world.tokenizer.decode
             alone = None if self._world.dynamics.carry is not None else decode(_last(noised))
             out = decode(_last(torch.cat((shown, painted))), detail)
@@ -209,7 +209,7 @@ class DecoderStage:
             views = own_views(self._world.dynamics, clips.held)
             assert recollection is not None and views is not None
             detail = recollection.detail(views._replace(held=views.held[rows, ticks]), pose)
-        return Detail(*(None if d is None else torch.cat((d, d)) for d in detail))  # type: ignore[arg-type]
+        return detail.each(lambda part: torch.cat((part, part)))
 
     @torch.no_grad()
     def _dream(self, clips: Clips) -> Tensor:

@@ -139,16 +139,14 @@ def _draw(data: LatentDataset, rng: np.random.Generator, count: int) -> ImagineB
         assert held is not None
         views = held.views._replace(held=held.views.held[:, :1])  # no more than was held when the walk began
         parts.append((places, later, held._replace(views=views)))
-    poses = {i: data.pose(i) for places, _, _ in parts for i, _ in places}
     ends = [(i, s + later) for places, later, _ in parts for i, s in places]
-    stands = [pose[t] for pose, t in ((poses[i], t) for i, t in ends) if pose is not None]
     helds = [held for _, _, held in parts]
     views = Views(
         *(torch.cat([getattr(h.views, f) for h in helds]) for f in ("image", "pose", "wall", "held"))
     )
     return ImagineBatch(
         torch.from_numpy(np.stack([data.latents[i][t] for i, t in ends])).float(),
-        torch.from_numpy(np.stack(stands)),
+        data.remembered.stands(ends),
         Held(views, torch.cat([h.z for h in helds])),
         ends,
     )

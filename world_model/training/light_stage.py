@@ -8,7 +8,7 @@ makes up for by itself is not made up for again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from world_model.data.dataset import LatentDataset
-from world_model.map import Detail
 from world_model.model import WorldModel
 from world_model.precision import mixed_precision
 from world_model.recall import Views
@@ -42,6 +41,9 @@ class LightBatch:
     stand: Tensor
     views: Views
 
+    def to(self, device: torch.device) -> LightBatch:
+        return replace(self, stand=self.stand.to(device), views=self.views.to(device))
+
 
 class LightStage:
     """Trains the light of a world that recalls."""
@@ -61,40 +63,34 @@ class LightStage:
         return _draw(self._data, rng, VIEWS)
 
     def loss(self, batch: LightBatch, done: float) -> tuple[Tensor, dict[str, float]]:
+        batch = batch.to(self.device)
         told, z = self._look(batch)
         left = torch.empty(len(z), 1, 1, 1, device=self.device).uniform_(*DULL)
         x = to_float(batch.pictures, self.device)
         cut = cutting(self._world.config.tokenizer.grid)
         with mixed_precision(self.device.type):
-            detail = self._detail(batch, told)
-            detail = Detail(*(None if d is None else cut(d) for d in detail))  # type: ignore[arg-type]
-            out = self._world.tokenizer.decode(cut(left * z), detail)
+            detail = self._recollection.detail(batch.views, batch.stand, told)
+            out = self._world.tokenizer.decode(cut(left * z), detail.each(cut))
         known = told.found.known.flatten(0, 1)[:, None].float()
         miss = ((out - cut(x)).abs().mean(1, keepdim=True) * cut(spread(known))).mean()
         return miss, {"miss": miss.item(), "known": known.mean().item()}
 
-    def _views(self, batch: LightBatch) -> Views:
-        return Views(*(None if x is None else x.to(self.device) for x in batch.views))  # type: ignore[arg-type]
-
     @torch.no_grad()
     def _look(self, batch: LightBatch) -> tuple[Glimpse, Tensor]:
         """What keyframes tell of the pictures, and the latents in that."""
-        views, stand = self._views(batch), batch.stand.to(self.device)
-        told = self._recollection.glimpse(views, stand)
-        seen = self._recollection.seen(views, stand, told)
+        told = self._recollection.glimpse(batch.views, batch.stand)
+        seen = self._recollection.seen(batch.views, batch.stand, told)
         return told, seen[:, : self._world.config.tokenizer.latent_dim].float()
-
-    def _detail(self, batch: LightBatch, told: Glimpse) -> Detail:
-        return self._recollection.detail(self._views(batch), batch.stand.to(self.device), told)
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """Real pictures, what keyframes show of them, that lit, and what is painted of it; PSNR (dB) of the
         last where anything is known."""
-        batch = _draw(self._held_out, np.random.default_rng(0), 64)
+        batch = _draw(self._held_out, np.random.default_rng(0), 64).to(self.device)
         told, z = self._look(batch)
         with mixed_precision(self.device.type):
-            out = self._world.tokenizer.decode(sum(DULL) / 2 * z, self._detail(batch, told)).float()
+            detail = self._recollection.detail(batch.views, batch.stand, told)
+            out = self._world.tokenizer.decode(sum(DULL) / 2 * z, detail).float()
         real, known = to_float(batch.pictures, self.device), told.found.known.flatten(0, 1)[:, None].float()
         coarse = told.told[:, :3], self._recollection.lit(told.told[:, :3], told)
         rows = [real, *map(spread, coarse), out]
@@ -118,12 +114,10 @@ def _draw(data: LatentDataset, rng: np.random.Generator, count: int) -> LightBat
     later = min(LATER, *map(len, data.episodes))
     places = data.places(rng, count, later)
     held = data.held(places, later, beyond=(FAR * rng.random(count)).tolist())
-    poses = {i: data.pose(i) for i, _ in places}
     ends = [(i, s + later) for i, s in places]
-    stands = [pose[t] for pose, t in ((poses[i], t) for i, t in ends) if pose is not None]
     assert held is not None
     return LightBatch(
         np.stack([data.episodes[i].frames[t] for i, t in ends]),
-        torch.from_numpy(np.stack(stands)),
+        data.remembered.stands(ends),
         held.views._replace(held=held.views.held[:, -1:]),
     )

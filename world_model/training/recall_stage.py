@@ -183,7 +183,6 @@ def _draw(data: LatentDataset, rng: np.random.Generator, frames: int, pictures: 
         return [(int(i), int(rng.integers(0, lengths[i] - last + 1))) for i in which]
 
     single, shown, surveyed = draw(frames, 0), draw(pictures, 1), draw(SURVEYED, 0)
-    poses = [p for p in map(data.pose, range(len(lengths))) if p is not None]
     remembered = data.held(shown, 1)
     assert remembered is not None
     return RecallBatch(
@@ -191,7 +190,7 @@ def _draw(data: LatentDataset, rng: np.random.Generator, frames: int, pictures: 
         torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in single])),
         np.stack([data.episodes[i].frames[t + 1] for i, t in shown]),
         torch.from_numpy(np.stack([data.latents[i][t + 1] for i, t in shown])).float(),
-        torch.from_numpy(np.stack([poses[i][t + 1] for i, t in shown])),
+        data.remembered.stands([(i, t + 1) for i, t in shown]),
         remembered,
         np.stack([data.episodes[i].frames[t] for i, t in surveyed]),
         torch.from_numpy(np.stack([data.remembered.walls(i, t) for i, t in surveyed])),
