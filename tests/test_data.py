@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,11 +117,29 @@ class InProcess:
         pass
 
     def submit(self, call, job):  # type: ignore[no-untyped-def]
-        from concurrent.futures import Future
-
         future: Future[None] = Future()
         future.set_result(call(job))
         return future
+
+
+def test_a_game_that_breaks_off_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(InProcess):
+        def submit(self, call, job):  # type: ignore[no-untyped-def]
+            future: Future[None] = Future()
+            if job.split == "train":
+                future.set_result(call(job))
+            else:
+                future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+        def shutdown(self, **_: object) -> None:
+            pass
+
+    monkeypatch.setattr(collecting, "make_source", lambda _: Corridor())
+    monkeypatch.setattr(collecting, "ProcessPoolExecutor", Breaking)
+    with pytest.raises(SourceError, match="run the same command again"):
+        collect(CollectConfig("corridor", frames=60, out=tmp_path, episode_ticks=30))
+    assert len(list_episodes(tmp_path, "train")) == 2
 
 
 def test_collect_into_a_file_or_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +258,17 @@ def test_unknown_source_lists_what_there_is() -> None:
 def test_missing_game_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vizdoom", None)
     with pytest.raises(SourceError, match=r"pip install .*doom"):
+        make_source("rooms")
+
+
+@pytest.mark.doom
+def test_a_folder_that_the_game_cannot_write_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vizdoom")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "_vizdoom").write_text("in the way")
+    with pytest.raises(SourceError, match="start from a folder that can be written to"):
         make_source("rooms")
 
 

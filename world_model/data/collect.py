@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from world_model.data.mazes.source import NAMES as MAZES
 from world_model.data.policies import CELL, Walker, cell_of
 from world_model.data.revisits import RevisitingWalker
 from world_model.data.sources import MapSource, Observation, Source, make_source
-from world_model.types import DataError
+from world_model.types import DataError, SourceError
 
 FREE_MARGIN = 2**30
 """Bytes that collecting leaves free on the disk."""
@@ -63,7 +64,8 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
     """Collects all splits and returns the coverage report, also written to `report.json`.
 
     `progress` is called with the number of frames that have been finished. Raises SourceError when the
-    source is missing and DataError when the disk is full or read-only; finished episodes stay.
+    source is missing or its game broke off, and DataError when the disk is full or read-only; finished
+    episodes stay.
     """
     _open(config.source, config.sound).close()  # a missing game is told before any process starts
     missing = sum(count - _present(config, split, count) for split, count in _counts(config).items())
@@ -79,6 +81,11 @@ def collect(config: CollectConfig, progress: Callable[[int], None] = lambda _: N
             for future in as_completed(futures):
                 future.result()
                 progress(futures[future].ticks)
+        except BrokenProcessPool as err:
+            raise SourceError(
+                "a process that played the game broke off; finished episodes stay, so run the same "
+                "command again, with fewer --workers if it was killed for memory"
+            ) from err
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

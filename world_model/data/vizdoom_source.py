@@ -229,6 +229,12 @@ def _open(setup: DoomSetup) -> Any:
         game_args += " +snd_efx 0"  # works around a silent buffer
     game.add_game_args(game_args)
     try:
+        # Two games that make it at once, or one that cannot, take the process down with them.
+        Path("_vizdoom").mkdir(exist_ok=True)
+    except OSError as err:
+        hint = "start from a folder that can be written to"
+        raise SourceError(f"ViZDoom needs a folder _vizdoom here: {err.strerror}; {hint}") from err
+    try:
         game.init()
     except Exception as err:  # ViZDoom raises bare exceptions of its own making
         hint = "; is OpenAL installed (Debian: libopenal1)? --no-sound goes on without" if setup.sound else ""
