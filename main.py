@@ -233,7 +233,7 @@ def train(
         str,
         typer.Option(
             help="tokenizer, place, recall, stride, survey, align, trunk, head, rollout, decoder, "
-            "light, imagine, feel; all."
+            "light, grain, imagine, feel; all."
         ),
     ] = "all",
     minutes: Annotated[float | None, typer.Option(help="Ends, annealed, after so long.")] = None,

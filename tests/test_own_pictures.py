@@ -15,9 +15,10 @@ from world_model.data.dataset import LatentDataset, Recall
 from world_model.data.episodes import list_episodes, read_episode
 from world_model.data.remembered import Held
 from world_model.model import WorldModel
-from world_model.training import dynamics_stage, feel_stage, light_stage
+from world_model.training import dynamics_stage, feel_stage, grain_stage, light_stage
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, own_way
 from world_model.training.feel_stage import FeelStage
+from world_model.training.grain_stage import GrainStage, roughness, windows
 from world_model.training.light_stage import LightStage
 from world_model.training.preview import RolloutPreview
 
@@ -140,3 +141,56 @@ def test_light_is_learned_from_what_was_seen_from_afar(
     assert all(torch.equal(v, world.state_dict()[k]) for k, v in others.items())
     assert stage.preview(tmp_path / "seen.png").keys() == {"psnr"}
     assert (tmp_path / "seen.png").exists()
+
+
+def test_grain_is_learned_from_how_rough_pictures_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(light_stage, "FAR", 0.3)
+    torch.manual_seed(0)
+    world = tiny_model(config=RECALLING)
+    data = dataset(tmp_path, world)
+    stage = GrainStage(world, data, data, "cpu")
+    others = {k: v.clone() for k, v in world.state_dict().items() if ".grain." not in k}
+    optimizer = torch.optim.Adam(stage.model.parameters(), 1e-2)
+    misses, first = [], stage.batch(np.random.default_rng(0), 0.0)
+    for step in range(60):
+        torch.manual_seed(step % 2)
+        loss, metrics = stage.loss(first, 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        misses.append(metrics["miss"])
+    assert np.mean(misses[-2:]) < 0.9 * np.mean(misses[:2])
+    assert all(torch.equal(v, world.state_dict()[k]) for k, v in others.items())
+    assert stage.preview(tmp_path / "seen.png").keys() == {"rough_percent"}
+    assert (tmp_path / "seen.png").exists()
+
+
+def test_every_second_picture_of_a_batch_is_near_a_wall(tmp_path: Path) -> None:
+    world = tiny_model(config=RECALLING)
+    data = dataset(tmp_path, world)
+    near: list[float] = []
+    any_of_them: list[float] = []
+    for seed in range(30):
+        batch = light_stage.draw(data, np.random.default_rng(seed), 2, tried=6)
+        for number, stand in enumerate(batch.stand):
+            where = next(
+                (i, t)
+                for i in range(len(data.episodes))
+                for t, pose in enumerate(data.pose(i))  # type: ignore[arg-type]
+                if np.allclose(pose, stand)
+            )
+            (near if number else any_of_them).append(float(np.median(data.remembered.walls(*where))))
+    assert np.mean(near) < np.mean(any_of_them)
+
+
+def test_roughness_tells_stripes_across_from_stripes_upwards() -> None:
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::2] = 1.0
+    (across, upwards), (turned_across, turned_upwards) = (
+        [float(r.mean()) for r in roughness(x)[:2]] for x in (stripes, stripes.transpose(2, 3))
+    )
+    assert across > 0.9 and upwards < 0.01 and turned_upwards > 0.9 and turned_across < 0.01
+    assert len(roughness(stripes)) == 2 * grain_stage.SIZES
+    assert all(r.shape == windows(stripes[:, :1], 32).shape for r in roughness(stripes))

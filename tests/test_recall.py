@@ -10,8 +10,21 @@ from torch import Tensor, nn
 from one_room import ASPECT, LENS, error, keyframes, remembered, room_depth
 from tiny import LATENT_GRID, RECALLING, WIDTH, tiny_model
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
-from world_model.recall import Sighting, Views, finer, known_part, look, retrieve, take, wall_depths, worth
-from world_model.recollection import Light, hand_on, show_what_was_handed
+from world_model.nearer import CELLS, TEXEL, Grain, Light, points
+from world_model.recall import (
+    Sighting,
+    Views,
+    finer,
+    into_view,
+    known_part,
+    look,
+    made_up,
+    retrieve,
+    take,
+    wall_depths,
+    worth,
+)
+from world_model.recollection import hand_on, show_what_was_handed
 
 
 def test_a_keyframe_shows_what_it_is_a_picture_of() -> None:
@@ -171,6 +184,87 @@ def test_a_picture_is_lit_part_by_part_and_nothing_is_made_of_nothing(
     for part, value in ((slice(half), -0.7), (slice(half, None), -0.9)):
         seen = lit[0, :, :, part][:, whole[:, part]]
         torch.testing.assert_close(seen, torch.full_like(seen, value))
+
+
+def test_lines_of_sight_end_where_they_lead() -> None:
+    pose = torch.tensor([[0.1, -0.2, 0.7]])
+    found = points(pose, torch.full((1, 40, 64), 0.5), LENS, ASPECT)
+    centre = found[:, 0, 19:21, 31:33].mean((1, 2))
+    torch.testing.assert_close(
+        centre, torch.tensor([0.1 + 0.5 * np.cos(0.7), -0.2 + 0.5 * np.sin(0.7), 0.0]).float()
+    )
+    assert float(found[2, 0, 0, 0]) > 0 > float(found[2, 0, -1, 0])
+    # As keyframes have it: what is ahead and to the right of a pose.
+    ahead, right = into_view(found[:2].movedim(0, -1), pose[:, None, None])
+    torch.testing.assert_close(ahead, torch.full_like(ahead, 0.5))
+    assert bool((right.diff(dim=-1) > 0).all())
+
+
+def test_a_place_has_the_same_grain_from_everywhere() -> None:
+    grain = Grain()
+    where = torch.rand(3, 1, 8, 16) - 0.5
+    strength = torch.full((1, len(CELLS), 2, 4), 0.2)
+    with torch.no_grad():
+        there = grain(strength, where)
+        torch.testing.assert_close(grain(strength, where.flip(-1)), there.flip(-1))
+        torch.testing.assert_close(Grain()(strength, where), there)
+        # Who is within the same texel sees the same, and other places are other.
+        texel = (where / TEXEL).floor() * TEXEL
+        parts = [grain(strength, texel + part * TEXEL) for part in (0.25, 0.75)]
+        assert torch.equal(*parts)
+        assert float((grain(strength, where + 0.3).log() - there.log()).abs().mean()) > 0.2
+        many = torch.rand(3, 1, 80, 160) - 0.5
+        log = grain(strength[:, :, :1, :1].expand(-1, -1, 20, 40), many).log()
+        assert abs(float(log.mean())) < 0.05 and float(log.std()) == pytest.approx(
+            0.2 * len(CELLS) ** 0.5, 0.1
+        )
+        assert torch.equal(grain(0 * strength, where), torch.ones(1, 1, 8, 16))
+
+
+def test_grain_is_for_what_was_farther_off_and_no_finer_than_pixels() -> None:
+    grain = Grain()
+    grain.leave.bias.data.fill_(0.0)
+    here = torch.full((1, 1, 10, 16), 0.05)
+    blank, known = torch.zeros_like(here), torch.ones_like(here).bool()
+    known[..., :4] = False
+    away = here.clone()
+    away[..., 8:] = 0.4
+    found = Sighting(blank.long(), blank[..., None], known, blank, here, blank, away)
+    dull, none = torch.zeros(1, 3, 10, 16), torch.zeros(1, 1, 10, 16)
+    strength = grain.strength(found, none, dull, pixel=0.01)
+    assert not bool(strength[..., :8].any()), "unknown, or as near as it was"
+    assert bool((strength[..., 8:] > 0.1).all())
+    # What was made up has it at any distance.
+    strength = grain.strength(found, none + 1, dull, pixel=0.01)
+    assert not bool(strength[..., :4].any()) and bool((strength[..., 4:] > 0.1).all())
+    far_off = found._replace(depth=here * 7, away=away * 7)
+    wide = grain.strength(far_off, none, dull, pixel=0.01)[0, :, 0, -1] > 0
+    sides = torch.tensor([TEXEL * 2 ** min(cell) for cell in CELLS])
+    assert torch.equal(wide, sides > 0.35 * 0.01)
+
+
+def test_it_is_known_what_was_made_up() -> None:
+    views = keyframes([[0.0, 0.0, 0.0], [0.0, 0.0, 1.2]])
+    found = look(views, LENS, torch.tensor([[[0.0, 0.0, 0.6]]]), 10, 16, ASPECT)
+    assert not bool(made_up(views, found).any())
+    made = made_up(views._replace(imagined=torch.tensor([[False, True]])), found)
+    assert torch.equal(made[:, 0], (found.which[:, 0] == 1).float())
+    assert 0 < float(made.mean()) < 1
+
+
+def test_a_grain_that_was_never_trained_changes_nothing() -> None:
+    recollection = tiny_model(config=RECALLING).dynamics.recollection
+    assert recollection is not None
+    views, pose = keyframes([[-0.5, 0.0, 0.0]], columns=recollection.columns), torch.tensor([[0.2, 0.0, 0.1]])
+    recollection.grain = Grain()
+    with torch.no_grad():
+        fresh = recollection.detail(views, pose)
+        recollection.grain.leave.bias.data.fill_(-100.0)
+        plain = recollection.detail(views, pose)
+        recollection.grain.leave.bias.data.fill_(0.0)
+        grained = recollection.detail(views, pose)
+    assert torch.equal(fresh.fine, plain.fine)
+    assert not torch.equal(grained.fine, plain.fine) and torch.equal(grained.coarse, plain.coarse)
 
 
 def test_known_is_what_some_keyframe_shows() -> None:

@@ -273,6 +273,14 @@ def finer(
     return Sighting(*(x.flatten(4, 5).flatten(2, 3) for x in parts))
 
 
+def made_up(views: Views, found: Sighting) -> Tensor:
+    """Which lines of sight (F, 1, R, L) look at a keyframe that a dream painted itself, 1 or 0."""
+    if views.imagined is None:
+        return torch.zeros_like(found.depth).flatten(0, 1)[:, None]
+    rows = torch.arange(len(found.which), device=found.which.device)[:, None, None, None]
+    return (views.imagined[rows, found.which] > 0).float().flatten(0, 1)[:, None]
+
+
 def colours(image: Tensor, found: Sighting) -> Tensor:
     """Pictures (B, K, 3, h, w) of the keyframes, of any size, read where `found` says, bilinearly:
     (B, T, 3, R, L) in [-1, 1], 0 where nothing is known."""

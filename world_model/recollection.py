@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from world_model.config import DynamicsConfig
 from world_model.field import centres
 from world_model.map import Detail, Gaze, Glance
+from world_model.nearer import DEPTHS, Grain, Light, points
 from world_model.place import Place, Stride, compose, motion_between
 from world_model.recall import (
     Lens,
@@ -28,6 +29,7 @@ from world_model.recall import (
     colours,
     finer,
     look,
+    made_up,
     shrunk,
     turned_back,
     walls_near,
@@ -39,8 +41,6 @@ KNOWN_CHANNEL, DEPTH_CHANNEL = 3, 5
 FINE_CHANNELS = 16
 COARSE_STEP = 4
 """Pixels of a picture to a line of sight of the coarse look."""
-DEPTHS = (0.01, 8.0)
-"""Between which walls are told, in half extents."""
 ODOMETER_ERROR = (0.0004, 0.0004, 0.001)
 """Standard deviation of a tick that was put right by an odometer."""
 ODOMETER_DOUBT = 0.003
@@ -64,9 +64,6 @@ WEDGED, SLOW = 0.0006, 0.0008
 tick."""
 PACES = 2
 """Into which a tick's way is taken apart, each shorter than the player is wide: nobody steps over a wall."""
-AROUND, GAIN, ALIKE = 9, (-1.5, 2.0), 0.3
-"""Lines of sight to a side over which it is asked how bright a place is, the range of the log of how much
-brighter or darker it gets, and the log of how much nearer or farther off it has to be for that."""
 
 
 class Glimpse(NamedTuple):
@@ -118,34 +115,6 @@ class Rangefinder(nn.Module):
             tall = told.flatten(1, 2).unflatten(2, (-1, 4)).transpose(2, 3).flatten(1, 2)
             x = x + self.beside(tall[:, :, None].to(z_FChw.dtype))
         return _log_depth(self.columns[2:](x)[:, :, 0].transpose(1, 2).flatten(1))
-
-
-class Light(nn.Module):
-    """By how much brighter what is seen is from here than it was from where a keyframe was taken.
-
-    Games darken what is far off, dark rooms more than bright ones.
-    """
-
-    def __init__(self, dim: int = 32) -> None:
-        super().__init__()
-        self.enter, self.middle, self.leave = nn.Linear(7, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, found: Sighting, colour_F3RL: Tensor) -> Tensor:
-        """(F, 1, R, L), a factor. colour in [-1, 1] as the keyframes show it: how bright it is around each
-        place tells how dark the room is."""
-        known, wall = (x.flatten(0, 1)[:, None].float() for x in (found.known, found.wall))
-        bright = (colour_F3RL.mean(1, keepdim=True) + 1) / 2 * known
-        around = [F.avg_pool2d(x, AROUND, 1, AROUND // 2) for x in (bright, known)]
-        bright = (around[0] / around[1].clamp(min=1e-3)).clamp(min=0.01)
-        here, there = (x.flatten(0, 1)[:, None].clamp(*DEPTHS) for x in (found.depth, found.away))
-        near, far = here.log(), there.log()
-        numbers = (near, far, far - near, 0.05 / here, 0.05 / there, wall, bright.log())
-        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
-        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
-        # Seen from as far off as it was, it is as bright as it was.
-        return (told.clamp(*GAIN) * ((far - near).abs() / ALIKE).clamp(max=1)).exp()
 
 
 class Surveyor(nn.Module):
@@ -261,7 +230,7 @@ class Recollection(nn.Module):
         self.odometer = Odometer(grid)
         self.glance = Glance(latent_dim, 4 * COARSE_CHANNELS)
         self.gaze = Gaze(COARSE_CHANNELS, FINE_CHANNELS)
-        self.light = Light()
+        self.light, self.grain = Light(), Grain()
         self.spread = nn.Parameter(torch.tensor(1.2))
         """Tangent of half the horizontal field of view."""
         hand_on(self.gaze, FINE_CHANNELS * 3 // 4)
@@ -410,6 +379,7 @@ class Recollection(nn.Module):
             glimpse = glimpse or self.glimpse(views, pose_F3)
             found = finer(views, self.lens, pose, glimpse.found, COARSE_STEP, self.aspect)
             paint = self.lit(colours(views.image, found).flatten(0, 1), glimpse)
+            paint = self.grained(paint, views, glimpse, found, pose_F3.float())
             known = found.known.flatten(0, 1)[:, None].float()
             fine = F.pixel_unshuffle(torch.cat((paint, known), 1), 2)
         detail: Detail = self.gaze(glimpse.told, fine)
@@ -424,6 +394,17 @@ class Recollection(nn.Module):
         if times > 1:
             gain, known = (F.interpolate(x, scale_factor=times) for x in (gain, known))
         return ((paint_F3HW + 1) * gain - 1).clamp(max=1) * known
+
+    def grained(
+        self, paint_F3HW: Tensor, views: Views, glimpse: Glimpse, found: Sighting, pose_F3: Tensor
+    ) -> Tensor:
+        """The same with the grain of what keyframes do not tell; found: the finer look."""
+        pixel = 2 * float(self.spread) / paint_F3HW.shape[-1]
+        made = made_up(views, glimpse.found)
+        strength = self.grain.strength(glimpse.found, made, glimpse.told[:, :3], pixel)
+        depth = found.depth.flatten(0, 1).clamp(max=DEPTHS[1])
+        factor = self.grain(strength, points(pose_F3, depth, self.lens, self.aspect))
+        return ((paint_F3HW + 1) * factor - 1).clamp(max=1) * found.known.flatten(0, 1)[:, None]
 
     def _told(self, views: Views, found: Sighting) -> Tensor:
         """Colour of what is seen and how it is met: (F, COARSE_CHANNELS, R, L)."""

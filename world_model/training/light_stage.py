@@ -8,6 +8,7 @@ makes up for by itself is not made up for again.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from world_model.data.dataset import LatentDataset
 from world_model.model import WorldModel
 from world_model.precision import mixed_precision
 from world_model.recall import Views
-from world_model.recollection import COARSE_STEP, Glimpse, Light, Recollection
+from world_model.recollection import COARSE_STEP, Glimpse, Recollection
 from world_model.tokenizer import to_float, to_uint8
 from world_model.training.decoder_stage import cutting
 from world_model.training.pictures import save_rows
@@ -55,15 +56,27 @@ class LightStage:
         self._world, self._data, self._held_out = world, data, held_out
         world.requires_grad_(False)
         recollection = world.dynamics.recollection
-        assert recollection is not None
+        assert recollection is not None, "this world has a map, or no sense of place at all"
         self._recollection: Recollection = recollection
-        self.model: nn.Module = lighting(world).requires_grad_(True)
+        self.model = self._trained().requires_grad_(True)
+
+    def _trained(self) -> nn.Module:
+        """What this stage trains."""
+        return self._recollection.light
 
     def batch(self, rng: np.random.Generator, done: float) -> LightBatch:
-        return _draw(self._data, rng, VIEWS)
+        return draw(self._data, rng, VIEWS)
 
     def loss(self, batch: LightBatch, done: float) -> tuple[Tensor, dict[str, float]]:
         batch = batch.to(self.device)
+        told, out, x, cut = self._painted(batch)
+        known = told.found.known.flatten(0, 1)[:, None].float()
+        miss = ((out - x).abs().mean(1, keepdim=True) * cut(spread(known))).mean()
+        return miss, {"miss": miss.item(), "known": known.mean().item()}
+
+    def _painted(self, batch: LightBatch) -> tuple[Glimpse, Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """What keyframes tell of pictures; a part of what is painted of that and of the pictures, and what
+        cuts that out."""
         told, z = self._look(batch)
         left = torch.empty(len(z), 1, 1, 1, device=self.device).uniform_(*DULL)
         x = to_float(batch.pictures, self.device)
@@ -71,9 +84,7 @@ class LightStage:
         with mixed_precision(self.device.type):
             detail = self._recollection.detail(batch.views, batch.stand, told)
             out = self._world.tokenizer.decode(cut(left * z), detail.each(cut))
-        known = told.found.known.flatten(0, 1)[:, None].float()
-        miss = ((out - cut(x)).abs().mean(1, keepdim=True) * cut(spread(known))).mean()
-        return miss, {"miss": miss.item(), "known": known.mean().item()}
+        return told, out, cut(x), cut
 
     @torch.no_grad()
     def _look(self, batch: LightBatch) -> tuple[Glimpse, Tensor]:
@@ -86,7 +97,7 @@ class LightStage:
     def preview(self, path: Path) -> dict[str, float]:
         """Real pictures, what keyframes show of them, that lit, and what is painted of it; PSNR (dB) of the
         last where anything is known."""
-        batch = _draw(self._held_out, np.random.default_rng(0), 64).to(self.device)
+        batch = draw(self._held_out, np.random.default_rng(0), 64).to(self.device)
         told, z = self._look(batch)
         with mixed_precision(self.device.type):
             detail = self._recollection.detail(batch.views, batch.stand, told)
@@ -104,15 +115,15 @@ def spread(coarse: Tensor) -> Tensor:
     return coarse.repeat_interleave(COARSE_STEP, -2).repeat_interleave(COARSE_STEP, -1)
 
 
-def lighting(world: WorldModel) -> Light:
-    """What this stage trains."""
-    assert world.dynamics.recollection is not None, "this world has a map, or no sense of place at all"
-    return world.dynamics.recollection.light
-
-
-def _draw(data: LatentDataset, rng: np.random.Generator, count: int) -> LightBatch:
+def draw(data: LatentDataset, rng: np.random.Generator, count: int, tried: int = 1) -> LightBatch:
+    """`count` pictures; every second of them is that of `tried` which was taken nearest to a wall."""
     later = min(LATER, *map(len, data.episodes))
-    places = data.places(rng, count, later)
+
+    def ahead(at: tuple[int, int]) -> float:
+        return float(np.median(data.remembered.walls(at[0], at[1] + later)))
+
+    drawn = [data.places(rng, tried if number % 2 else 1, later) for number in range(count)]
+    places = [min(some, key=ahead) for some in drawn]
     held = data.held(places, later, beyond=(FAR * rng.random(count)).tolist())
     ends = [(i, s + later) for i, s in places]
     assert held is not None

@@ -140,7 +140,7 @@ def choose_scenes(
 
 def needed_stages(config: WorldConfig) -> tuple[str, ...]:
     """Stages without which the world of a run would hold untrained weights."""
-    optional = {"rollout", "decoder", "light", "feel"} | foreign_stages(config)
+    optional = {"rollout", "decoder", "light", "grain", "feel"} | foreign_stages(config)
     return tuple(s for s in ORDER if s not in optional) + (() if config.audio is None else SOUND)
 
 

@@ -42,8 +42,9 @@ from world_model.training.decoder_stage import DECODED, DecoderStage, drawing
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, imagining
 from world_model.training.feel_stage import FeelStage, feeling
 from world_model.training.gauges_stage import GaugesStage
+from world_model.training.grain_stage import GrainStage
 from world_model.training.imagine_stage import ImagineStage
-from world_model.training.light_stage import LightStage, lighting
+from world_model.training.light_stage import LightStage
 from world_model.training.loop import Stage, StageConfig, Trainer
 from world_model.training.place_stage import PlaceStage, map_making
 from world_model.training.preview import RolloutPreview
@@ -71,12 +72,13 @@ ORDER = (
     "rollout",
     "decoder",
     "light",
+    "grain",
     "imagine",
     "feel",
 )
 PLACE = ("place",)
 """Of these, what only a world with a map has."""
-RECALL = ("recall", "survey", "light", "feel")
+RECALL = ("recall", "survey", "light", "grain", "feel")
 """What only a world has that is new every time."""
 IMAGINE = ("imagine",)
 """What only such a one has that makes up what it has not seen."""
@@ -100,6 +102,7 @@ SHARES = {
     "stride": 0.04,
     "survey": 0.14,
     "light": 0.02,
+    "grain": 0.02,
     "sprites": 0.03,
     "behaviour": 0.1,
     "spotter": 0.05,
@@ -122,6 +125,7 @@ RATES = {
     "stride": (1e-3, 0.01),
     "survey": (1e-3, 0.01),
     "light": (3e-3, 0.0),
+    "grain": (3e-3, 0.0),
     "sprites": (1e-3, 0.0),
     "behaviour": (2e-3, 0.0),
     "spotter": (1e-3, 0.01),
@@ -315,8 +319,9 @@ class _Material:
             return StrideStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "survey":
             return SurveyStage(self.world, self._latents("train"), self._latents("val"), device)
-        if name == "light":
-            return LightStage(self.world, self._latents("train"), self._latents("val"), device)
+        if name in ("light", "grain"):
+            stage = LightStage if name == "light" else GrainStage
+            return stage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "feel":
             return FeelStage(self.world, self._latents("train"), self._latents("val"), device)
         if name == "imagine":
@@ -558,8 +563,9 @@ def _part(world: WorldModel, stage: str) -> nn.Module | None:
             return striding(world) if world.dynamics.stride is not None else None
         case "survey":
             return surveying(world) if world.dynamics.recollection is not None else None
-        case "light":
-            return lighting(world) if world.dynamics.recollection is not None else None
+        case "light" | "grain":
+            recollection = world.dynamics.recollection
+            return None if recollection is None else getattr(recollection, stage)
         case "feel":
             return feeling(world) if world.dynamics.recollection is not None else None
         case "imagine":

@@ -1,0 +1,174 @@
+"""What keyframes show, as it is for who sees it from nearer: in its light, and with its grain.
+
+Games darken what is far off. And a keyframe shows a far wall as some few pixels, which who walks up to it
+sees enlarged: a blur; one that was made up shows even less. What is smaller nothing tells, so a network that
+is to be right in the mean cannot paint it; it can only be drawn. Here it is, as noise tied to places: cells
+of some sizes in space, each a little brighter or darker than the next, so that a wall has the same grain from
+everywhere and at every return. How strong which size is where, is learned (stages `light` and `grain`).
+
+Axes: F poses, K sizes of cells, R L rows and columns of a coarse look, H W of a picture. Lengths are in half
+extents.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.field import PRIMES, centres
+from world_model.recall import Lens, Sighting
+
+DEPTHS = (0.01, 8.0)
+"""Between which walls are told."""
+AROUND = 9
+"""Lines of sight to a side over which it is asked what a place looks like."""
+GAIN, ALIKE = (-1.5, 2.0), 0.3
+"""The range of the log of how much brighter or darker it gets, and the log of how much nearer or farther off
+it has to be for that."""
+DARK = 0.01
+"""No place counts as darker than that, in [0, 1]."""
+TEXEL = 0.002
+"""Side of the smallest cells: as a texel of Doom is wide."""
+CELLS = (*((k, k) for k in range(4)), *((6, k) for k in (1, 2, 3)), *((k, 6) for k in (1, 2, 3)))
+"""How often that is doubled on the plan and upwards: grains, courses as of bricks, and planks."""
+OFF = 21
+"""Texels by which no cell begins at the height of the eye."""
+FAINT, STEEP = -6.0, 4.0
+"""What the strength of a grain starts with, before `softplus`: nothing that is drawn; and by how much faster
+than by its rate it is learned from there."""
+LEAST = 0.004
+"""What is weaker nobody would see."""
+GRAIN = 1.5
+"""Up to the log of which a place is brighter or darker for its grain."""
+TABLE, SALT = 1 << 15, 668265263
+
+
+class _Met(NamedTuple):
+    """How lines of sight meet what they find, all (F, 1, R, L): known and wall 1 or 0, depths `here` and
+    `there`, in the keyframe, with their logs `near` and `far`."""
+
+    known: Tensor
+    wall: Tensor
+    here: Tensor
+    there: Tensor
+    near: Tensor
+    far: Tensor
+
+
+def _met(found: Sighting) -> _Met:
+    known, wall = (x.flatten(0, 1)[:, None].float() for x in (found.known, found.wall))
+    here, there = (x.flatten(0, 1)[:, None].clamp(*DEPTHS) for x in (found.depth, found.away))
+    return _Met(known, wall, here, there, here.log(), there.log())
+
+
+def untold(found: Sighting, made: Tensor) -> Tensor:
+    """Where (F, 1, R, L) more is to be seen than a keyframe shows, 0 to 1: it was farther off then, or the
+    keyframe was `made` up (F, 1, R, L), 1 or 0; decoded latents are soft."""
+    met = _met(found)
+    return met.known * torch.maximum(made, ((met.far - met.near) / ALIKE).clamp(0, 1))
+
+
+def _around(x: Tensor, known: Tensor) -> Tensor:
+    """The mean around each place of what is known."""
+    total, count = (F.avg_pool2d(part, AROUND, 1, AROUND // 2) for part in (x * known, known))
+    return total / count.clamp(min=1e-3)
+
+
+class Light(nn.Module):
+    """By how much brighter what is seen is from here than it was from where a keyframe was taken.
+
+    Games darken what is far off, dark rooms more than bright ones.
+    """
+
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(7, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, found: Sighting, colour_F3RL: Tensor) -> Tensor:
+        """(F, 1, R, L), a factor. colour in [-1, 1] as the keyframes show it: how bright it is around each
+        place tells how dark the room is."""
+        met = _met(found)
+        bright = _around((colour_F3RL.mean(1, keepdim=True) + 1) / 2, met.known).clamp(min=DARK)
+        far_off = met.far - met.near
+        numbers = (met.near, met.far, far_off, 0.05 / met.here, 0.05 / met.there, met.wall, bright.log())
+        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
+        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
+        # Seen from as far off as it was, it is as bright as it was.
+        return (told.clamp(*GAIN) * (far_off.abs() / ALIKE).clamp(max=1)).exp()
+
+
+class Grain(nn.Module):
+    """By how much brighter or darker than in its keyframe each place is, drawn by chance."""
+
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        self.enter, self.middle = nn.Linear(11, dim), nn.Linear(dim, dim)
+        self.leave = nn.Linear(dim, len(CELLS))
+        nn.init.zeros_(self.leave.weight)
+        nn.init.constant_(self.leave.bias, FAINT / STEEP)
+
+    def strength(self, found: Sighting, made: Tensor, colour_F3RL: Tensor, pixel: float) -> Tensor:
+        """(F, K, R, L) of each size of cells, 0 where nothing is `untold`.
+
+        colour in [-1, 1]; pixel: how wide one of a picture is at a depth of 1.
+        """
+        met = _met(found)
+        light = (colour_F3RL + 1) / 2
+        mean = _around(light, met.known)
+        bright = mean.mean(1, keepdim=True).clamp(min=DARK)
+        square = _around(light.mean(1, keepdim=True).square(), met.known)
+        rough = (square - bright.square()).clamp(min=0).sqrt() / bright
+        off = met.far - met.near
+        numbers = (met.near, met.far, off, met.here, met.wall, made, bright.log(), rough, mean / bright - 1)
+        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
+        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
+        # Cells no wider than a pixel would flicker.
+        side = torch.tensor([TEXEL * 2 ** min(cell) / pixel for cell in CELLS], device=told.device)
+        wide = side.log()[:, None, None] - met.near
+        return F.softplus(STEEP * told) * untold(found, made) * (wide / ALIKE).clamp(0, 1)
+
+    def forward(self, strength: Tensor, point_3FHW: Tensor) -> Tensor:
+        """A factor (F, 1, H, W) for the brightness of each place in space (3, F, H, W)."""
+        times = point_3FHW.shape[-1] // strength.shape[-1]
+        texel = (point_3FHW / TEXEL + OFF).floor().int()
+        total, table = torch.zeros_like(point_3FHW[0]), _noise(point_3FHW.device)
+        for k, (side, height) in enumerate(CELLS):
+            much = strength[:, k : k + 1]
+            if not torch.is_grad_enabled():
+                much = F.threshold(much, LEAST, 0.0)
+                if not bool(much.any()):
+                    continue
+            x, y, z = texel[0] >> side, texel[1] >> side, texel[2] >> height
+            # Products overflow, and wrap around, alike everywhere.
+            index = (x * PRIMES[1]) ^ (y * PRIMES[2]) ^ ((z + k) * SALT)
+            index = (index ^ (index >> 15)) & (TABLE - 1)
+            noise = table.index_select(0, index.flatten()).view_as(total)
+            total = total + F.interpolate(much, scale_factor=times, mode="bilinear")[:, 0] * noise
+        return total.clamp(-GRAIN, GRAIN).exp()[:, None]
+
+
+@cache
+def _noise(device: torch.device) -> Tensor:
+    """Unit noise (TABLE,), the same always; made once, so not to be changed."""
+    with torch.inference_mode(False):
+        return torch.randn(TABLE, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+
+
+def points(pose_F3: Tensor, depth_FHW: Tensor, lens: Lens, aspect: float) -> Tensor:
+    """Where in space (3, F, H, W) the lines of sight of pictures end that are so long; upwards from the eye.
+
+    aspect: height of the picture by its width.
+    """
+    rows, columns = depth_FHW.shape[1:]
+    across = centres(columns, depth_FHW.device) * lens.spread
+    down = centres(rows, depth_FHW.device)[:, None] * (aspect * lens.spread)
+    cos, sin = (x[:, None, None] for x in (pose_F3[:, 2].cos(), pose_F3[:, 2].sin()))
+    x = pose_F3[:, 0, None, None] + depth_FHW * (cos + across * sin)
+    y = pose_F3[:, 1, None, None] + depth_FHW * (sin - across * cos)
+    return torch.stack((x, y, -depth_FHW * down))
