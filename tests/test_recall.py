@@ -234,6 +234,8 @@ def test_grain_is_for_what_was_farther_off_and_no_finer_than_pixels() -> None:
     strength = grain.strength(found, none, dull, pixel=0.01)
     assert not bool(strength[..., :8].any()), "unknown, or as near as it was"
     assert bool((strength[..., 8:] > 0.1).all())
+    twice = grain.strength(found._replace(away=here * 2.8), none, dull, pixel=0.01)
+    assert bool((twice[..., 8:] > 0.4 * strength[..., 8:]).all() and (twice < 0.6 * strength.amax()).all())
     # What was made up has it at any distance.
     strength = grain.strength(found, none + 1, dull, pixel=0.01)
     assert not bool(strength[..., :4].any()) and bool((strength[..., 4:] > 0.1).all())

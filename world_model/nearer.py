@@ -29,6 +29,9 @@ AROUND = 9
 GAIN, ALIKE = (-1.5, 2.0), 0.3
 """The range of the log of how much brighter or darker it gets, and the log of how much nearer or farther off
 it has to be for that."""
+BLURRED = (0.7, 1.4)
+"""The logs of how much nearer it has to be for a grain to show, and for all of it: twice and four times.
+Before that a keyframe tells most of what there is, and what is drawn is wrong more than it was missed."""
 DARK = 0.01
 """No place counts as darker than that, in [0, 1]."""
 TEXEL = 0.002
@@ -66,10 +69,11 @@ def _met(found: Sighting) -> _Met:
 
 
 def untold(found: Sighting, made: Tensor) -> Tensor:
-    """Where (F, 1, R, L) more is to be seen than a keyframe shows, 0 to 1: it was farther off then, or the
-    keyframe was `made` up (F, 1, R, L), 1 or 0; decoded latents are soft."""
+    """Where (F, 1, R, L) more is to be seen than a keyframe shows, 0 to 1: it was much farther off then, or
+    the keyframe was `made` up (F, 1, R, L), 1 or 0; decoded latents are soft."""
     met = _met(found)
-    return met.known * torch.maximum(made, ((met.far - met.near) / ALIKE).clamp(0, 1))
+    first, last = BLURRED
+    return met.known * torch.maximum(made, ((met.far - met.near - first) / (last - first)).clamp(0, 1))
 
 
 def _around(x: Tensor, known: Tensor) -> Tensor:

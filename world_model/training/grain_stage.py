@@ -66,7 +66,8 @@ class GrainStage(LightStage):
 
     @staticmethod
     def _untold(batch: LightBatch, told: Glimpse) -> Tensor:
-        return untold(told.found, made_up(batch.views, told.found))
+        """Where it is learned: where it has its whole strength, or it would be as strong where it fades."""
+        return (untold(told.found, made_up(batch.views, told.found)) == 1).float()
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
