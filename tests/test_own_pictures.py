@@ -20,7 +20,7 @@ from world_model.training import dynamics_stage, feel_stage, grain_stage, light_
 from world_model.training.dynamics_stage import STAGES, DynamicsStage, own_way
 from world_model.training.feel_stage import FeelStage
 from world_model.training.grain_stage import GrainStage, roughness, windows
-from world_model.training.light_stage import LightStage
+from world_model.training.light_stage import LightBatch, LightStage
 from world_model.training.preview import RolloutPreview
 
 
@@ -32,6 +32,20 @@ def dataset(root: Path, world: WorldModel) -> LatentDataset:
     if found is not None:
         data.remember(Recall(found.lens, found.aspect, world.config.dynamics.keyframes))
     return data
+
+
+def train(stage: LightStage, batch: LightBatch, steps: int, rate: float) -> list[float]:
+    """By how much it misses at each step on the same pictures, which are dull in one of two ways."""
+    optimizer = torch.optim.Adam(stage.model.parameters(), rate)
+    misses = []
+    for step in range(steps):
+        torch.manual_seed(step % 2)
+        loss, metrics = stage.loss(batch, 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        misses.append(metrics["miss"])
+    return misses
 
 
 def dreaming(world: WorldModel, data: LatentDataset) -> DynamicsStage:
@@ -124,20 +138,13 @@ def test_light_is_learned_from_what_was_seen_from_afar(
 
     monkeypatch.setattr(data.remembered, "held", told)
     others = {k: v.clone() for k, v in world.state_dict().items() if ".light." not in k}
-    optimizer = torch.optim.Adam(stage.model.parameters(), 3e-3)
-    misses, first = [], stage.batch(np.random.default_rng(0), 0.0)
+    first = stage.batch(np.random.default_rng(0), 0.0)
     assert len(set(asked[0])) == len(first.stand) and max(asked[0]) < 0.3
     for at, views, least in zip(first.stand, zip(*first.views[1:4], strict=True), asked[0], strict=True):
         pose, _, there = views
         off = (pose[:, :2] - at[:2]).norm(dim=-1)[there[0]]
         assert len(off) == 1 or float(off.min()) >= least
-    for step in range(30):
-        torch.manual_seed(step % 2)
-        loss, metrics = stage.loss(first, 0.0)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        misses.append(metrics["miss"])
+    misses = train(stage, first, 30, 3e-3)
     assert np.mean(misses[-2:]) < 0.99 * np.mean(misses[:2])
     assert all(torch.equal(v, world.state_dict()[k]) for k, v in others.items())
     assert stage.preview(tmp_path / "seen.png").keys() == {"psnr"}
@@ -154,15 +161,7 @@ def test_grain_is_learned_from_how_rough_pictures_are(
     data = dataset(tmp_path, world)
     stage = GrainStage(world, data, data, "cpu")
     others = {k: v.clone() for k, v in world.state_dict().items() if ".grain." not in k}
-    optimizer = torch.optim.Adam(stage.model.parameters(), 1e-2)
-    misses, first = [], stage.batch(np.random.default_rng(0), 0.0)
-    for step in range(60):
-        torch.manual_seed(step % 2)
-        loss, metrics = stage.loss(first, 0.0)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        misses.append(metrics["miss"])
+    misses = train(stage, stage.batch(np.random.default_rng(0), 0.0), 60, 1e-2)
     assert np.mean(misses[-2:]) < 0.9 * np.mean(misses[:2])
     assert all(torch.equal(v, world.state_dict()[k]) for k, v in others.items())
     assert stage.preview(tmp_path / "seen.png").keys() == {"rough_percent"}

@@ -177,7 +177,7 @@ def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> N
 
 
 def test_a_past_is_as_good_as_having_been_there(tmp_path: Path) -> None:
-    world = tiny_model(1, config=RECALLING)
+    world = tiny_model(config=RECALLING)
     frames = tiny_frames(50)
     actions, phases = np.arange(49) % 4, np.arange(49) % 5
     taken = actions.astype(np.int16), phases.astype(np.uint8), None, None, np.zeros(49, np.float32)

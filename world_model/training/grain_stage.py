@@ -20,7 +20,7 @@ from world_model.precision import mixed_precision
 from world_model.recall import made_up
 from world_model.recollection import Glimpse
 from world_model.tokenizer import to_float, to_uint8
-from world_model.training.light_stage import DULL, VIEWS, LightBatch, LightStage, draw, spread
+from world_model.training.light_stage import VIEWS, LightBatch, LightStage, draw, spread
 from world_model.training.pictures import save_rows
 
 TRIED = 6
@@ -75,10 +75,7 @@ class GrainStage(LightStage):
         of the real ones."""
         batch = draw(self._held_out, np.random.default_rng(0), 64, TRIED).to(self.device)
         batch = self._partly_made_up(batch)
-        told, z = self._look(batch)
-        with mixed_precision(self.device.type):
-            detail = self._recollection.detail(batch.views, batch.stand, told)
-            out = self._world.tokenizer.decode(sum(DULL) / 2 * z, detail).float()
+        told, out = self._decoded(batch)
         real = to_float(batch.pictures, self.device)
         weight = windows(spread(self._untold(batch, told)), WINDOW)
         save_rows(path, [list(to_uint8(row[:16])) for row in (real, out)], shrink=2)

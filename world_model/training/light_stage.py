@@ -33,6 +33,9 @@ FAR = 0.5
 DULL = (0.2, 1.0)
 """What is left of the latents that keyframes tell: those of a dream know nothing else, and fade."""
 
+Cut = Callable[[Tensor], Tensor]
+"""Cuts a part out of latents, details or pictures."""
+
 
 @dataclass(frozen=True)
 class LightBatch:
@@ -74,34 +77,35 @@ class LightStage:
         miss = ((out - x).abs().mean(1, keepdim=True) * cut(spread(known))).mean()
         return miss, {"miss": miss.item(), "known": known.mean().item()}
 
-    def _painted(self, batch: LightBatch) -> tuple[Glimpse, Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def _painted(self, batch: LightBatch) -> tuple[Glimpse, Tensor, Tensor, Cut]:
         """What keyframes tell of pictures; a part of what is painted of that and of the pictures, and what
         cuts that out."""
-        told, z = self._look(batch)
-        left = torch.empty(len(z), 1, 1, 1, device=self.device).uniform_(*DULL)
-        x = to_float(batch.pictures, self.device)
+        left = torch.empty(len(batch.stand), 1, 1, 1, device=self.device).uniform_(*DULL)
         cut = cutting(self._world.config.tokenizer.grid)
+        told, out = self._decoded(batch, left, cut)
+        return told, out, cut(to_float(batch.pictures, self.device)), cut
+
+    def _decoded(
+        self, batch: LightBatch, left: Tensor | None = None, cut: Cut = lambda whole: whole
+    ) -> tuple[Glimpse, Tensor]:
+        """What keyframes tell of pictures, and a part of what is painted of that; `left` is what is left of
+        the latents in it, a middling part if not told."""
+        with torch.no_grad():
+            told = self._recollection.glimpse(batch.views, batch.stand)
+            seen = self._recollection.seen(batch.views, batch.stand, told)
+        z = seen[:, : self._world.config.tokenizer.latent_dim].float()
+        if left is None:
+            left = torch.tensor(DULL, device=self.device).mean()
         with mixed_precision(self.device.type):
             detail = self._recollection.detail(batch.views, batch.stand, told)
-            out = self._world.tokenizer.decode(cut(left * z), detail.each(cut))
-        return told, out, cut(x), cut
-
-    @torch.no_grad()
-    def _look(self, batch: LightBatch) -> tuple[Glimpse, Tensor]:
-        """What keyframes tell of the pictures, and the latents in that."""
-        told = self._recollection.glimpse(batch.views, batch.stand)
-        seen = self._recollection.seen(batch.views, batch.stand, told)
-        return told, seen[:, : self._world.config.tokenizer.latent_dim].float()
+            return told, self._world.tokenizer.decode(cut(left * z), detail.each(cut)).float()
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
         """Real pictures, what keyframes show of them, that lit, and what is painted of it; PSNR (dB) of the
         last where anything is known."""
         batch = draw(self._held_out, np.random.default_rng(0), 64).to(self.device)
-        told, z = self._look(batch)
-        with mixed_precision(self.device.type):
-            detail = self._recollection.detail(batch.views, batch.stand, told)
-            out = self._world.tokenizer.decode(sum(DULL) / 2 * z, detail).float()
+        told, out = self._decoded(batch)
         real, known = to_float(batch.pictures, self.device), told.found.known.flatten(0, 1)[:, None].float()
         coarse = told.told[:, :3], self._recollection.lit(told.told[:, :3], told)
         rows = [real, *map(spread, coarse), out]
