@@ -140,20 +140,23 @@ class Grain(nn.Module):
     def forward(self, strength: Tensor, point_3FHW: Tensor) -> Tensor:
         """A factor (F, 1, H, W) for the brightness of each place in space (3, F, H, W)."""
         times = point_3FHW.shape[-1] // strength.shape[-1]
+        drawn = list(range(len(CELLS)))
+        if not torch.is_grad_enabled():
+            strength = F.threshold(strength, LEAST, 0.0)
+            drawn = [k for k in drawn if bool(strength[:, k].any())]
         texel = (point_3FHW / TEXEL + OFF).floor().int()
         total, table = torch.zeros_like(point_3FHW[0]), _noise(point_3FHW.device)
-        for k, (side, height) in enumerate(CELLS):
-            much = strength[:, k : k + 1]
-            if not torch.is_grad_enabled():
-                much = F.threshold(much, LEAST, 0.0)
-                if not bool(much.any()):
-                    continue
-            x, y, z = texel[0] >> side, texel[1] >> side, texel[2] >> height
+        plan: dict[int, Tensor] = {}
+        for k in drawn:
+            side, height = CELLS[k]
             # Products overflow, and wrap around, alike everywhere.
-            index = (x * PRIMES[1]) ^ (y * PRIMES[2]) ^ ((z + k) * SALT)
-            index = (index ^ (index >> 15)) & (TABLE - 1)
+            if side not in plan:
+                plan[side] = ((texel[0] >> side) * PRIMES[1]) ^ ((texel[1] >> side) * PRIMES[2])
+            index = (texel[2] >> height).add_(k).mul_(SALT).bitwise_xor_(plan[side])
+            index = index.bitwise_xor_(index >> 15).bitwise_and_(TABLE - 1)
             noise = table.index_select(0, index.flatten()).view_as(total)
-            total = total + F.interpolate(much, scale_factor=times, mode="bilinear")[:, 0] * noise
+            much = F.interpolate(strength[:, k : k + 1], scale_factor=times, mode="bilinear")[:, 0]
+            total = total + much * noise
         return total.clamp(-GRAIN, GRAIN).exp()[:, None]
 
 
