@@ -132,9 +132,6 @@ def test_a_game_that_breaks_off_is_one_clear_error(tmp_path: Path, monkeypatch: 
                 future.set_exception(BrokenProcessPool("terminated abruptly"))
             return future
 
-        def shutdown(self, **_: object) -> None:
-            pass
-
     monkeypatch.setattr(collecting, "make_source", lambda _: Corridor())
     monkeypatch.setattr(collecting, "ProcessPoolExecutor", Breaking)
     with pytest.raises(SourceError, match="run the same command again"):

@@ -50,7 +50,7 @@ GRAIN = 1.5
 TABLE, SALT = 1 << 15, 668265263
 
 
-class _Met(NamedTuple):
+class Met(NamedTuple):
     """How lines of sight meet what they find, all (F, 1, R, L): known and wall 1 or 0, depths `here` and
     `there`, in the keyframe, with their logs `near` and `far`."""
 
@@ -62,16 +62,15 @@ class _Met(NamedTuple):
     far: Tensor
 
 
-def _met(found: Sighting) -> _Met:
+def meet(found: Sighting) -> Met:
     known, wall = (x.flatten(0, 1)[:, None].float() for x in (found.known, found.wall))
     here, there = (x.flatten(0, 1)[:, None].clamp(*DEPTHS) for x in (found.depth, found.away))
-    return _Met(known, wall, here, there, here.log(), there.log())
+    return Met(known, wall, here, there, here.log(), there.log())
 
 
-def untold(found: Sighting, made: Tensor) -> Tensor:
+def untold(met: Met, made: Tensor) -> Tensor:
     """Where (F, 1, R, L) more is to be seen than a keyframe shows, 0 to 1: it was much farther off then, or
     the keyframe was `made` up (F, 1, R, L), 1 or 0; decoded latents are soft."""
-    met = _met(found)
     first, last = BLURRED
     return met.known * torch.maximum(made, ((met.far - met.near - first) / (last - first)).clamp(0, 1))
 
@@ -82,39 +81,49 @@ def _around(x: Tensor, known: Tensor) -> Tensor:
     return total / count.clamp(min=1e-3)
 
 
-class Light(nn.Module):
+class _Asked(nn.Module):
+    """A small network that is asked the same of each line of sight."""
+
+    def __init__(self, numbers: int, answers: int, dim: int) -> None:
+        super().__init__()
+        self.enter, self.middle = nn.Linear(numbers, dim), nn.Linear(dim, dim)
+        self.leave = nn.Linear(dim, answers)
+        nn.init.zeros_(self.leave.weight)
+
+    def ask(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        """What is known of lines of sight, each (F, C, R, L) -> answers (F, A, R, L)."""
+        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
+        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x)))))
+        return told.float().movedim(-1, 1)
+
+
+class Light(_Asked):
     """By how much brighter what is seen is from here than it was from where a keyframe was taken.
 
     Games darken what is far off, dark rooms more than bright ones.
     """
 
     def __init__(self, dim: int = 32) -> None:
-        super().__init__()
-        self.enter, self.middle, self.leave = nn.Linear(7, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
-        nn.init.zeros_(self.leave.weight)
+        super().__init__(7, 1, dim)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, found: Sighting, colour_F3RL: Tensor) -> Tensor:
         """(F, 1, R, L), a factor. colour in [-1, 1] as the keyframes show it: how bright it is around each
         place tells how dark the room is."""
-        met = _met(found)
+        met = meet(found)
         bright = _around((colour_F3RL.mean(1, keepdim=True) + 1) / 2, met.known).clamp(min=DARK)
         far_off = met.far - met.near
         numbers = (met.near, met.far, far_off, 0.05 / met.here, 0.05 / met.there, met.wall, bright.log())
-        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
-        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
+        told = self.ask(numbers)
         # Seen from as far off as it was, it is as bright as it was.
         return (told.clamp(*GAIN) * (far_off.abs() / ALIKE).clamp(max=1)).exp()
 
 
-class Grain(nn.Module):
+class Grain(_Asked):
     """By how much brighter or darker than in its keyframe each place is, drawn by chance."""
 
     def __init__(self, dim: int = 32) -> None:
-        super().__init__()
-        self.enter, self.middle = nn.Linear(11, dim), nn.Linear(dim, dim)
-        self.leave = nn.Linear(dim, len(CELLS))
-        nn.init.zeros_(self.leave.weight)
+        super().__init__(11, len(CELLS), dim)
         nn.init.constant_(self.leave.bias, FAINT / STEEP)
 
     def strength(self, found: Sighting, made: Tensor, colour_F3RL: Tensor, pixel: float) -> Tensor:
@@ -122,7 +131,7 @@ class Grain(nn.Module):
 
         colour in [-1, 1]; pixel: how wide one of a picture is at a depth of 1.
         """
-        met = _met(found)
+        met = meet(found)
         light = (colour_F3RL + 1) / 2
         mean = _around(light, met.known)
         bright = mean.mean(1, keepdim=True).clamp(min=DARK)
@@ -130,12 +139,11 @@ class Grain(nn.Module):
         rough = (square - bright.square()).clamp(min=0).sqrt() / bright
         off = met.far - met.near
         numbers = (met.near, met.far, off, met.here, met.wall, made, bright.log(), rough, mean / bright - 1)
-        x = torch.cat(numbers, 1).movedim(1, -1).to(self.enter.weight.dtype)
-        told: Tensor = self.leave(F.silu(self.middle(F.silu(self.enter(x))))).float().movedim(-1, 1)
+        told = self.ask(numbers)
         # Cells no wider than a pixel would flicker.
         side = torch.tensor([TEXEL * 2 ** min(cell) / pixel for cell in CELLS], device=told.device)
         wide = side.log()[:, None, None] - met.near
-        return F.softplus(STEEP * told) * untold(found, made) * (wide / ALIKE).clamp(0, 1)
+        return F.softplus(STEEP * told) * untold(met, made) * (wide / ALIKE).clamp(0, 1)
 
     def forward(self, strength: Tensor, point_3FHW: Tensor) -> Tensor:
         """A factor (F, 1, H, W) for the brightness of each place in space (3, F, H, W)."""
@@ -165,6 +173,11 @@ def _noise(device: torch.device) -> Tensor:
     """Unit noise (TABLE,), the same always; made once, so not to be changed."""
     with torch.inference_mode(False):
         return torch.randn(TABLE, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+
+
+def brighter(paint: Tensor, factor: Tensor, known: Tensor) -> Tensor:
+    """Colours in [-1, 1] as much brighter, and 0 where nothing is known."""
+    return ((paint + 1) * factor - 1).clamp(max=1) * known
 
 
 def points(pose_F3: Tensor, depth_FHW: Tensor, lens: Lens, aspect: float) -> Tensor:

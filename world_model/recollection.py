@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from world_model.config import DynamicsConfig
 from world_model.field import centres
 from world_model.map import Detail, Gaze, Glance
-from world_model.nearer import DEPTHS, Grain, Light, points
+from world_model.nearer import DEPTHS, Grain, Light, brighter, points
 from world_model.place import Place, Stride, compose, motion_between
 from world_model.recall import (
     Lens,
@@ -393,7 +393,7 @@ class Recollection(nn.Module):
         times = paint_F3HW.shape[-1] // gain.shape[-1]
         if times > 1:
             gain, known = (F.interpolate(x, scale_factor=times) for x in (gain, known))
-        return ((paint_F3HW + 1) * gain - 1).clamp(max=1) * known
+        return brighter(paint_F3HW, gain, known)
 
     def grained(
         self, paint_F3HW: Tensor, views: Views, glimpse: Glimpse, found: Sighting, pose_F3: Tensor
@@ -404,7 +404,7 @@ class Recollection(nn.Module):
         strength = self.grain.strength(glimpse.found, made, glimpse.told[:, :3], pixel)
         depth = found.depth.flatten(0, 1).clamp(max=DEPTHS[1])
         factor = self.grain(strength, points(pose_F3, depth, self.lens, self.aspect))
-        return ((paint_F3HW + 1) * factor - 1).clamp(max=1) * found.known.flatten(0, 1)[:, None]
+        return brighter(paint_F3HW, factor, found.known.flatten(0, 1)[:, None])
 
     def _told(self, views: Views, found: Sighting) -> Tensor:
         """Colour of what is seen and how it is met: (F, COARSE_CHANNELS, R, L)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.nearer import untold
+from world_model.nearer import meet, untold
 from world_model.precision import mixed_precision
 from world_model.recall import made_up
 from world_model.recollection import Glimpse
@@ -67,7 +67,7 @@ class GrainStage(LightStage):
     @staticmethod
     def _untold(batch: LightBatch, told: Glimpse) -> Tensor:
         """Where it is learned: where it has its whole strength, or it would be as strong where it fades."""
-        return (untold(told.found, made_up(batch.views, told.found)) == 1).float()
+        return (untold(meet(told.found), made_up(batch.views, told.found)) == 1).float()
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:
