@@ -24,6 +24,17 @@ def test_every_shipped_world_plays_from_each_of_its_scenes(name: str) -> None:
         assert world.step(1).image.std() > 10 and first.std() > 10
 
 
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_a_moment_of_every_shipped_world_can_be_kept(name: str) -> None:
+    world = load_world(name)
+    for ticks in (0, 3):
+        for _ in range(ticks):
+            world.step(1)
+        state = world.snapshot()
+        kept = world.unpack_state(world.pack_state(state))
+        assert kept.hash() == state.hash()
+
+
 def test_in_the_arena_a_shot_is_seen_and_heard_in_its_tick() -> None:
     world = load_world("arena")
     shoot = next(i for i, action in enumerate(world.actions) if action.name == "shoot")

@@ -77,7 +77,11 @@ def pack(state: WorldState) -> bytes:
         "channels_last": [name for name, t in tensors.items() if not t.is_contiguous()],
     }
     text = json.dumps(moment, sort_keys=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Copies, since parts of a moment may share memory, which the format refuses.
+    tensors = {
+        name: torch.clone(t.detach().cpu(), memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
     return safetensors.torch.save(tensors, {"moment": text, "payload_sha256": _digest(text, tensors)})
 
 
