@@ -156,6 +156,7 @@ def test_grain_is_learned_from_how_rough_pictures_are(
 ) -> None:
     monkeypatch.setattr(light_stage, "FAR", 0.3)
     monkeypatch.setattr(nearer, "BLURRED", (0.0, 0.1))  # in so small a room nothing is four times as far off
+    monkeypatch.setattr(nearer, "TEXEL", 0.1)  # and pixels of so small a picture are wide
     torch.manual_seed(0)
     world = tiny_model(config=RECALLING)
     data = dataset(tmp_path, world)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from one_room import ASPECT, LENS, error, keyframes, remembered, room_depth
 from tiny import LATENT_GRID, RECALLING, WIDTH, tiny_model
 from world_model.map import DETAIL_CHANNELS, FINE_DETAIL, Detail, Gaze
-from world_model.nearer import CELLS, TEXEL, Grain, Light, points
+from world_model.nearer import CELLS, TEXEL, Grain, Light, meet, points
 from world_model.recall import (
     Sighting,
     Views,
@@ -24,7 +24,7 @@ from world_model.recall import (
     wall_depths,
     worth,
 )
-from world_model.recollection import hand_on, show_what_was_handed
+from world_model.recollection import COARSE_STEP, hand_on, show_what_was_handed
 
 
 def test_a_keyframe_shows_what_it_is_a_picture_of() -> None:
@@ -151,11 +151,11 @@ def test_who_comes_near_sees_dark_walls_grow_bright() -> None:
 
     def miss() -> Tensor:
         found, colour, real = places()
-        lit = (colour + 1) * light(found, colour) - 1
+        lit = (colour + 1) * light(meet(found, colour)) - 1
         return ((lit - real).abs() * found.known).mean()
 
     found, colour, _ = places()
-    assert torch.equal(light(found, colour), torch.ones(16, 1, 10, 16))  # as it was seen, to begin with
+    assert torch.equal(light(meet(found, colour)), torch.ones(16, 1, 10, 16))  # as it was seen, to begin with
     before = miss().item()
     for _ in range(400):
         optimizer.zero_grad()
@@ -170,14 +170,17 @@ def test_a_picture_is_lit_part_by_part_and_nothing_is_made_of_nothing(
     recollection = tiny_model(config=RECALLING).dynamics.recollection
     assert recollection is not None
     views = keyframes([[-0.5, 0.0, 0.0]], columns=recollection.columns)
-    glimpse = recollection.glimpse(views, torch.tensor([[-0.1, 0.0, 0.3]]))
+    pose = torch.tensor([[-0.1, 0.0, 0.3]])
+    glimpse = recollection.glimpse(views, pose)
     known = glimpse.found.known[:, 0]
     assert bool(known.any()) and not bool(known.all())
     gain = torch.ones(1, 1, *known.shape[1:])
     gain[..., : gain.shape[-1] // 2] = 3.0
-    monkeypatch.setattr(Light, "forward", lambda self, found, colour: gain)
-    paint = torch.full((1, 3, *(4 * side for side in known.shape[1:])), -0.9)
-    lit = recollection.lit(paint, glimpse)
+    monkeypatch.setattr(Light, "forward", lambda self, met: gain)
+    fine = finer(views, recollection.lens, pose[:, None], glimpse.found, COARSE_STEP, recollection.aspect)
+    paint = torch.full((1, 3, *fine.known.shape[2:]), -0.9)
+    with torch.no_grad():
+        lit = recollection.nearer(paint, views, glimpse, fine, pose)
     whole = known.repeat_interleave(4, 1).repeat_interleave(4, 2)[0]
     assert not bool(lit[0, :, ~whole].any())
     half = paint.shape[-1] // 2
@@ -231,16 +234,16 @@ def test_grain_is_for_what_was_farther_off_and_no_finer_than_pixels() -> None:
     away[..., 8:] = 0.4
     found = Sighting(blank.long(), blank[..., None], known, blank, here, blank, away)
     dull, none = torch.zeros(1, 3, 10, 16), torch.zeros(1, 1, 10, 16)
-    strength = grain.strength(found, none, dull, pixel=0.01)
+    strength = grain.strength(meet(found, dull), none, pixel=0.01)
     assert not bool(strength[..., :8].any()), "unknown, or as near as it was"
     assert bool((strength[..., 8:] > 0.1).all())
-    twice = grain.strength(found._replace(away=here * 2.8), none, dull, pixel=0.01)
+    twice = grain.strength(meet(found._replace(away=here * 2.8), dull), none, pixel=0.01)
     assert bool((twice[..., 8:] > 0.4 * strength[..., 8:]).all() and (twice < 0.6 * strength.amax()).all())
     # What was made up has it at any distance.
-    strength = grain.strength(found, none + 1, dull, pixel=0.01)
+    strength = grain.strength(meet(found, dull), none + 1, pixel=0.01)
     assert not bool(strength[..., :4].any()) and bool((strength[..., 4:] > 0.1).all())
     far_off = found._replace(depth=here * 7, away=away * 7)
-    wide = grain.strength(far_off, none, dull, pixel=0.01)[0, :, 0, -1] > 0
+    wide = grain.strength(meet(far_off, dull), none, pixel=0.01)[0, :, 0, -1] > 0
     sides = torch.tensor([TEXEL * 2 ** min(cell) for cell in CELLS])
     assert torch.equal(wide, sides > 0.35 * 0.01)
 

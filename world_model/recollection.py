@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from world_model.config import DynamicsConfig
 from world_model.field import centres
 from world_model.map import Detail, Gaze, Glance
-from world_model.nearer import DEPTHS, Grain, Light, brighter, points
+from world_model.nearer import DEPTHS, Grain, Light, brighter, meet, points
 from world_model.place import Place, Stride, compose, motion_between
 from world_model.recall import (
     Lens,
@@ -378,32 +378,24 @@ class Recollection(nn.Module):
             pose = pose_F3.float().view(len(views.held), -1, 3)
             glimpse = glimpse or self.glimpse(views, pose_F3)
             found = finer(views, self.lens, pose, glimpse.found, COARSE_STEP, self.aspect)
-            paint = self.lit(colours(views.image, found).flatten(0, 1), glimpse)
-            paint = self.grained(paint, views, glimpse, found, pose_F3.float())
+            paint = colours(views.image, found).flatten(0, 1)
+            paint = self.nearer(paint, views, glimpse, found, pose_F3.float())
             known = found.known.flatten(0, 1)[:, None].float()
             fine = F.pixel_unshuffle(torch.cat((paint, known), 1), 2)
         detail: Detail = self.gaze(glimpse.told, fine)
         return detail._replace(known=glimpse.found.known.flatten(0, 1)[:, None].float())
 
-    def lit(self, paint_F3HW: Tensor, glimpse: Glimpse) -> Tensor:
-        """Colours of keyframes, 0 where nothing is known, in the light of where they are seen from; of any
-        size that is a multiple of a glimpse's."""
-        gain = self.light(glimpse.found, glimpse.told[:, :3])
-        known = glimpse.found.known.flatten(0, 1)[:, None].float()
-        times = paint_F3HW.shape[-1] // gain.shape[-1]
-        if times > 1:
-            gain, known = (F.interpolate(x, scale_factor=times) for x in (gain, known))
-        return brighter(paint_F3HW, gain, known)
-
-    def grained(
+    def nearer(
         self, paint_F3HW: Tensor, views: Views, glimpse: Glimpse, found: Sighting, pose_F3: Tensor
     ) -> Tensor:
-        """The same with the grain of what keyframes do not tell; found: the finer look."""
+        """Colours of keyframes, 0 where nothing is known, in the light of where they are seen from, with the
+        grain of what they do not tell; found: the finer look."""
+        met = meet(glimpse.found, glimpse.told[:, :3])
         pixel = 2 * float(self.spread) / paint_F3HW.shape[-1]
-        made = made_up(views, glimpse.found)
-        strength = self.grain.strength(glimpse.found, made, glimpse.told[:, :3], pixel)
+        strength = self.grain.strength(met, made_up(views, glimpse.found), pixel)
         depth = found.depth.flatten(0, 1).clamp(max=DEPTHS[1])
         factor = self.grain(strength, points(pose_F3, depth, self.lens, self.aspect))
+        factor = factor * F.interpolate(self.light(met), factor.shape[2:])
         return brighter(paint_F3HW, factor, found.known.flatten(0, 1)[:, None])
 
     def _told(self, views: Views, found: Sighting) -> Tensor:

@@ -67,7 +67,7 @@ class GrainStage(LightStage):
     @staticmethod
     def _untold(batch: LightBatch, told: Glimpse) -> Tensor:
         """Where it is learned: where it has its whole strength, or it would be as strong where it fades."""
-        return (untold(meet(told.found), made_up(batch.views, told.found)) == 1).float()
+        return (untold(meet(told.found, told.told[:, :3]), made_up(batch.views, told.found)) == 1).float()
 
     @torch.no_grad()
     def preview(self, path: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from world_model.data.dataset import LatentDataset
 from world_model.model import WorldModel
+from world_model.nearer import brighter, meet
 from world_model.precision import mixed_precision
 from world_model.recall import Views
 from world_model.recollection import COARSE_STEP, Glimpse, Recollection
@@ -107,8 +108,9 @@ class LightStage:
         batch = draw(self._held_out, np.random.default_rng(0), 64).to(self.device)
         told, out = self._decoded(batch)
         real, known = to_float(batch.pictures, self.device), told.found.known.flatten(0, 1)[:, None].float()
-        coarse = told.told[:, :3], self._recollection.lit(told.told[:, :3], told)
-        rows = [real, *map(spread, coarse), out]
+        colour = told.told[:, :3]
+        lit = brighter(colour, self._recollection.light(meet(told.found, colour)), known)
+        rows = [real, spread(colour), spread(lit), out]
         save_rows(path, [list(to_uint8(row[:8])) for row in rows], shrink=2)
         miss = ((out - real).square().mean(1, keepdim=True) * spread(known)).sum() / spread(known).sum()
         return {"psnr": -10 * math.log10(float(miss) / 4)}
