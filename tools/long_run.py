@@ -265,45 +265,65 @@ YOUNG, BLOCK, BLOCKS = 500, 25, 80
 
 
 def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dict[str, Any]:
-    """Plays `ticks`, then compares with a session in a process of its own that has played `young` ticks.
+    """Plays `ticks`, then compares with two sessions in processes of their own that have played `young`.
 
-    The two take turns, a block each, and the other rests: what the machine does beside them, which may
-    change by a fifth within minutes, meets both alike. `ratio` is that of ticks alike: such in which
-    something is made up cost more, and how many of these there are hangs on where a session is, not on its
-    age. `ratio_of_all` tells of all of them as they came.
+    The three take turns, a block each, and the others rest: what the machine does beside them, which may
+    change by a fifth within minutes, meets all alike. One of the young began before the old one and one
+    after, since a process that does the same may cost more by some hundredths for having begun first:
+    `young_ratio` is that of the first by the second. `ratio` is that of ticks alike, the old session's by
+    both: such in which something is made up cost more, and how many of these there are hangs on where a
+    session is, not on its age. `ratio_of_all` tells of all of them as they came.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    other = context.Process(target=_plays_on_demand, args=(name, young, blocks, there), daemon=True)
+    first, last = (_Other(name, young, blocks) for _ in range(2))
+    first.begin()
     with _playing(Options("world", player="wander"), _load(name)) as session:
         loop = Watch(session, Player(session), FreeClock(), ticks + blocks * BLOCK)
         loop.run(ticks)
-        other.start()
-        here.recv()
-        old, new = [], []
+        last.begin()
+        rounds = []
         for block in range(blocks):
-            here.send(block)
-            new.append(here.recv())
-            old.append(loop.block(ticks + (block + 1) * BLOCK))
-    other.join()
-    first, last = (np.stack(blocks_of, 1) for blocks_of in (new, old))
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, blocks, (1000, blocks))
-    ratio, ratios = _alike(first, last), [_alike(first[:, pick], last[:, pick]) for pick in picks]
-    (first, young_imagining), (last, imagining) = first, last
+            own = loop.block(ticks + (block + 1) * BLOCK)
+            rounds.append((first.block(), own, last.block()))
+    before, old, after = (np.stack(blocks_of, 1) for blocks_of in zip(*rounds, strict=True))
+    new = np.concatenate((before, after), -1)
+    picks = np.random.default_rng(0).integers(0, blocks, (1000, blocks))
+    ratio, ratios = _alike(new, old), [_alike(new[:, pick], old[:, pick]) for pick in picks]
+    (new, young_imagining), (now, imagining) = new, old
     return {
         "world": name,
         "ticks": ticks,
         "young_ticks": young,
-        "ms": _percentiles(last.ravel()),
-        "young_ms": _percentiles(first.ravel()),
+        "ms": _percentiles(now.ravel()),
+        "young_ms": _percentiles(new.ravel()),
         "imagining": round(float(imagining.mean()), 4),
         "young_imagining": round(float(young_imagining.mean()), 4),
         "ratio": round(ratio, 4),
         "ratio_95": [round(float(q), 4) for q in np.percentile(ratios, (2.5, 97.5))],
-        "ratio_of_all": round(float(last.mean() / first.mean()), 4),
+        "young_ratio": round(_alike(after, before), 4),
+        "ratio_of_each": [round(_alike(other, old), 4) for other in (before, after)],
+        "ratio_of_all": round(float(now.mean() / new.mean()), 4),
         "rss_mb": round(rss_mb(), 1),
     }
+
+
+class _Other:
+    """A young session in a process of its own, which plays a block whenever it is asked to."""
+
+    def __init__(self, name: str, ticks: int, blocks: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        how = (name, ticks, blocks, there)
+        self._process = context.Process(target=_plays_on_demand, args=how, daemon=True)
+
+    def begin(self) -> None:
+        """Plays until it is as old as it shall be."""
+        self._process.start()
+        self._pipe.recv()
+
+    def block(self) -> NDArray[np.float64]:
+        self._pipe.send(None)
+        played: NDArray[np.float64] = self._pipe.recv()
+        return played
 
 
 def _alike(young: NDArray[np.float64], old: NDArray[np.float64]) -> float:
