@@ -47,7 +47,7 @@ LEAST = 0.004
 """What is weaker nobody would see."""
 GRAIN = 1.5
 """Up to the log of which a place is brighter or darker for its grain."""
-TABLE, HASH = 1 << 15, (*PRIMES[1:], 668265263)
+BITS, HASH = 15, (*PRIMES[1:], 668265263)
 
 
 class Met(NamedTuple):
@@ -152,7 +152,7 @@ class Grain(_Asked):
         sizes, mixed = (texel.new_tensor(x).view(-1, 3, 1, 1, 1) for x in (CELLS, HASH))
         # Products overflow, and wrap around, alike everywhere.
         x, y, up = (texel >> sizes).mul_(mixed).unbind(1)
-        index = (x ^ y).bitwise_xor_(up).bitwise_right_shift_(17).bitwise_and_(TABLE - 1)
+        index = (x ^ y).bitwise_xor_(up).bitwise_right_shift_(32 - BITS).bitwise_and_(2**BITS - 1)
         noise = _noise(texel.device).index_select(0, index.flatten()).view_as(index)
         total = (much.transpose(0, 1) * noise).sum(0)
         return total.clamp(-GRAIN, GRAIN).exp()[:, None]
@@ -160,9 +160,9 @@ class Grain(_Asked):
 
 @cache
 def _noise(device: torch.device) -> Tensor:
-    """Unit noise (TABLE,), the same always; made once, so not to be changed."""
+    """Unit noise (2 ** BITS,), the same always; made once, so not to be changed."""
     with torch.inference_mode(False):
-        return torch.randn(TABLE, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+        return torch.randn(2**BITS, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def brighter(paint: Tensor, factor: Tensor, known: Tensor) -> Tensor:

@@ -391,7 +391,7 @@ class Recollection(nn.Module):
         """Colours of keyframes, 0 where nothing is known, in the light of where they are seen from, with the
         grain of what they do not tell; found: the finer look."""
         met = meet(glimpse.found, glimpse.told[:, :3])
-        pixel = 2 * float(self.spread) / paint_F3HW.shape[-1]
+        pixel = 2 * float(self.spread.detach()) / paint_F3HW.shape[-1]
         strength = self.grain.strength(met, made_up(views, glimpse.found), pixel)
         depth = found.depth.flatten(0, 1).clamp(max=DEPTHS[1])
         factor = self.grain(strength, points(pose_F3, depth, self.lens, self.aspect))
