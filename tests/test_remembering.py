@@ -177,7 +177,8 @@ def test_of_a_long_context_all_is_remembered_and_its_end_is_thought_about() -> N
 
 
 def test_a_past_is_as_good_as_having_been_there(tmp_path: Path) -> None:
-    world = tiny_model(config=RECALLING)
+    # A past does not keep how sure a pose is, which only an aligner asks for; no world that recalls has one.
+    world = tiny_model(config=replace(RECALLING, dynamics=replace(RECALLING.dynamics, align=False)))
     frames = tiny_frames(50)
     actions, phases = np.arange(49) % 4, np.arange(49) % 5
     taken = actions.astype(np.int16), phases.astype(np.uint8), None, None, np.zeros(49, np.float32)
@@ -199,7 +200,7 @@ def test_a_past_is_as_good_as_having_been_there(tmp_path: Path) -> None:
 
     whole, short = begun(Scene("all", frames, actions, 0)), begun(found)
     assert whole.tick == short.tick == 49 and torch.equal(whole.phase, short.phase)
-    torch.testing.assert_close(whole.place.pose, short.place.pose, atol=1e-4, rtol=0)
+    assert torch.equal(whole.place.pose, short.place.pose)
     # The walk's last frame is held as well: it was the last that was seen for sure.
     assert set(whole.bank.born[0].tolist()) <= {*short.bank.born[0].tolist(), 16, 17}
 
