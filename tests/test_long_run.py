@@ -47,6 +47,7 @@ def test_a_session_that_grows_slower_with_age_is_seen(monkeypatch: pytest.Monkey
     result = aged("stub", ticks=300, young=10, blocks=2)
     assert result["ms"]["p50"] > 4 and result["young_ms"]["p50"] < 4
     assert result["ratio"] > 1.3 and result["ratio_95"][0] > 1.3
+    assert len(result["ratio_of_each"]) == 2 and min(result["ratio_of_each"]) > 1.3
 
 
 def test_a_session_is_no_older_for_being_busy() -> None:

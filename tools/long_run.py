@@ -284,6 +284,8 @@ def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dic
         for block in range(blocks):
             own = loop.block(ticks + (block + 1) * BLOCK)
             rounds.append((first.block(), own, last.block()))
+    for other in (first, last):
+        other.end()
     before, old, after = (np.stack(blocks_of, 1) for blocks_of in zip(*rounds, strict=True))
     new = np.concatenate((before, after), -1)
     picks = np.random.default_rng(0).integers(0, blocks, (1000, blocks))
@@ -324,6 +326,10 @@ class _Other:
         self._pipe.send(None)
         played: NDArray[np.float64] = self._pipe.recv()
         return played
+
+    def end(self) -> None:
+        """Waits until it has put away what it kept; it has played all its blocks."""
+        self._process.join()
 
 
 def _alike(young: NDArray[np.float64], old: NDArray[np.float64]) -> float:

@@ -48,6 +48,7 @@ LEAST = 0.004
 GRAIN = 1.5
 """Up to the log of which a place is brighter or darker for its grain."""
 BITS, HASH = 15, (*PRIMES[1:], 668265263)
+"""Of a row in the table of noise; and by what the coordinates of a cell are multiplied to find it."""
 
 
 class Met(NamedTuple):
@@ -72,7 +73,7 @@ def meet(found: Sighting, colour_F3RL: Tensor) -> Met:
     here, there = (x.flatten(0, 1)[:, None].clamp(*DEPTHS) for x in (found.depth, found.away))
     light = (colour_F3RL + 1) / 2
     square = light.mean(1, keepdim=True).square()
-    # Across and then upwards is the mean over a square in a fifth of the time.
+    # Across and then upwards it is the mean over a square, of a quarter of the sums.
     total = torch.cat((light * known, square * known, known), 1)
     for side in ((1, AROUND), (AROUND, 1)):
         total = F.avg_pool2d(total, side, 1, (side[0] // 2, side[1] // 2))
