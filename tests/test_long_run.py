@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tools.long_run import Stub, _alike, aged, in_window, main, rewind, unpaced
-from world_model.types import Frame
+from world_model.types import Frame, ReverieError
 
 
 class Leaking(Stub):
@@ -42,12 +42,26 @@ class Ageing(Stub):
         return super().step(action, paint)
 
 
-def test_a_session_that_grows_slower_with_age_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.long_run.Stub", Ageing)  # here; the young session's process has the real one
-    result = aged("stub", ticks=300, young=10, blocks=2)
+def test_a_session_that_grows_slower_with_age_is_seen() -> None:
+    result = aged(Ageing, ticks=300, young=10, blocks=8)
     assert result["ms"]["p50"] > 4 and result["young_ms"]["p50"] < 4
     assert result["ratio"] > 1.3 and result["ratio_95"][0] > 1.3
     assert len(result["ratio_of_each"]) == 2 and min(result["ratio_of_each"]) > 1.3
+
+
+class Breaking(Stub):
+    """Breaks at its tick 40."""
+
+    def step(self, action: int, paint: bool = True) -> Frame:
+        if self.snapshot().tick >= 40:
+            raise RuntimeError("broken")
+        return super().step(action, paint)
+
+
+@pytest.mark.parametrize("young", [10, 50])
+def test_a_session_that_breaks_off_ends_the_comparison(young: int) -> None:
+    with pytest.raises(ReverieError, match="broke off"):
+        aged(Breaking, ticks=20, young=young, blocks=2)
 
 
 def test_a_session_is_no_older_for_being_busy() -> None:

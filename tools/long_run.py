@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from game.recorder import SessionLog
 from game.session import Session
 from game.sitting import make_session
 from world_model.state import Keyframe, Memory
-from world_model.types import FPS, Action, Frame, FrameInfo, Image, WorldInfo
+from world_model.types import FPS, Action, Frame, FrameInfo, Image, ReverieError, WorldInfo
 
 PERIOD_MS = 1000 / FPS
 STATE_BYTES = 3_340_000
@@ -264,35 +265,29 @@ YOUNG, BLOCK, BLOCKS = 500, 25, 80
 """Ticks that the young session has played, ticks of a block, blocks of each session."""
 
 
-def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dict[str, Any]:
-    """Plays `ticks`, then compares with two sessions in processes of their own that have played `young`.
+def aged(load: Callable[[], Any], ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dict[str, Any]:
+    """Compares a session that has played `ticks` of a world with two that have played `young`.
 
-    The three take turns, a block each, and the others rest: what the machine does beside them, which may
-    change by a fifth within minutes, meets all alike. One of the young began before the old one and one
-    after, since a process that does the same may cost more by some hundredths for having begun first:
+    Each makes its world by `load`, which must be picklable. The three take turns, a block each, and the
+    others rest: what the machine does beside them, which may change by a fifth within minutes, meets all
+    alike. Each is a process of its own begun in the same way, since the one that begins the others costs
+    some hundredths more for the same ticks. One of the young begins before the old one and one after:
     `young_ratio` is that of the first by the second. `ratio` is that of ticks alike, the old session's by
     both: such in which something is made up cost more, and how many of these there are hangs on where a
-    session is, not on its age. `ratio_of_all` tells of all of them as they came.
+    session is, not on its age. `ratio_of_all` tells of all of them as they came. Raises ReverieError where
+    a session breaks off.
     """
-    first, last = (_Other(name, young, blocks) for _ in range(2))
-    first.begin()
-    with _playing(Options("world", player="wander"), _load(name)) as session:
-        loop = Watch(session, Player(session), FreeClock(), ticks + blocks * BLOCK)
-        loop.run(ticks)
-        last.begin()
-        rounds = []
-        for block in range(blocks):
-            own = loop.block(ticks + (block + 1) * BLOCK)
-            rounds.append((first.block(), own, last.block()))
-    for other in (first, last):
-        other.end()
+    sessions = [_OnDemand(load, age, blocks) for age in (young, ticks, young)]
+    for session in sessions:
+        session.begin()
+    rounds = [[session.block() for session in sessions] for _ in range(blocks)]
+    rss = [session.end() for session in sessions]
     before, old, after = (np.stack(blocks_of, 1) for blocks_of in zip(*rounds, strict=True))
     new = np.concatenate((before, after), -1)
     picks = np.random.default_rng(0).integers(0, blocks, (1000, blocks))
     ratio, ratios = _alike(new, old), [_alike(new[:, pick], old[:, pick]) for pick in picks]
     (new, young_imagining), (now, imagining) = new, old
     return {
-        "world": name,
         "ticks": ticks,
         "young_ticks": young,
         "ms": _percentiles(now.ravel()),
@@ -304,32 +299,42 @@ def aged(name: str, ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dic
         "young_ratio": round(_alike(after, before), 4),
         "ratio_of_each": [round(_alike(other, old), 4) for other in (before, after)],
         "ratio_of_all": round(float(now.mean() / new.mean()), 4),
-        "rss_mb": round(rss_mb(), 1),
+        "rss_mb": round(rss[1], 1),
     }
 
 
-class _Other:
-    """A young session in a process of its own, which plays a block whenever it is asked to."""
+class _OnDemand:
+    """A session in a process of its own, which plays a block whenever it is asked to."""
 
-    def __init__(self, name: str, ticks: int, blocks: int) -> None:
+    def __init__(self, load: Callable[[], Any], ticks: int, blocks: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, there = context.Pipe()
-        how = (name, ticks, blocks, there)
+        self._pipe, self._there = context.Pipe()
+        how = (load, ticks, blocks, self._there)
         self._process = context.Process(target=_plays_on_demand, args=how, daemon=True)
 
     def begin(self) -> None:
         """Plays until it is as old as it shall be."""
         self._process.start()
-        self._pipe.recv()
+        self._there.close()  # so that a process that died is an end of the pipe, not a wait for ever
+        self._answer()
 
     def block(self) -> NDArray[np.float64]:
-        self._pipe.send(None)
-        played: NDArray[np.float64] = self._pipe.recv()
+        played: NDArray[np.float64] = self._answer(asked=True)
         return played
 
-    def end(self) -> None:
-        """Waits until it has put away what it kept; it has played all its blocks."""
+    def end(self) -> float:
+        """Its memory, MB. Waits until it has put away what it kept; it has played all its blocks."""
+        rss: float = self._answer()
         self._process.join()
+        return rss
+
+    def _answer(self, asked: bool = False) -> Any:
+        try:
+            if asked:
+                self._pipe.send(None)
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise ReverieError("a session of the comparison broke off; what it says stands above") from None
 
 
 def _alike(young: NDArray[np.float64], old: NDArray[np.float64]) -> float:
@@ -347,15 +352,17 @@ def _alike(young: NDArray[np.float64], old: NDArray[np.float64]) -> float:
     return float(np.average(ratios, weights=weights))
 
 
-def _plays_on_demand(name: str, ticks: int, blocks: int, pipe: Connection) -> None:
-    """Plays `ticks`, says so, and plays a block whenever asked to: its milliseconds are the answer."""
-    with _playing(Options("world", player="wander"), _load(name)) as session:
+def _plays_on_demand(load: Callable[[], Any], ticks: int, blocks: int, pipe: Connection) -> None:
+    """Plays `ticks`, says so, plays a block whenever asked to: its milliseconds are the answer. At the end it
+    tells how much memory it holds, MB."""
+    with _playing(Options("world", player="wander"), load()) as session:
         loop = Watch(session, Player(session), FreeClock(), ticks + blocks * BLOCK)
         loop.run(ticks)
-        pipe.send(ticks)
+        pipe.send(None)
         for played in range(ticks, ticks + blocks * BLOCK, BLOCK):
             pipe.recv()
             pipe.send(loop.block(played + BLOCK))
+        pipe.send(rss_mb())
 
 
 def rewind(world: Any, ticks: int) -> dict[str, Any]:
@@ -420,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if asked.mode == "unpaced":
         result = unpaced(_load(asked.world), asked.ticks, asked.warmup)
     elif asked.mode == "aged":
-        result = aged(asked.world, asked.ticks)
+        result = {"world": asked.world, **aged(partial(_load, asked.world), asked.ticks)}
     elif asked.mode == "rewind":
         result = rewind(_load(asked.world), ticks)
     else:
