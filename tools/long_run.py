@@ -262,7 +262,7 @@ def unpaced(world: Any, ticks: int, warmup: int) -> dict[str, Any]:
 
 
 YOUNG, BLOCK, BLOCKS = 500, 25, 80
-"""Ticks that the young session has played, ticks of a block, blocks of each session."""
+"""Ticks that a young session has played, ticks of a block, blocks of each session."""
 
 
 def aged(load: Callable[[], Any], ticks: int, young: int = YOUNG, blocks: int = BLOCKS) -> dict[str, Any]:
@@ -278,8 +278,6 @@ def aged(load: Callable[[], Any], ticks: int, young: int = YOUNG, blocks: int = 
     a session breaks off.
     """
     sessions = [_OnDemand(load, age, blocks) for age in (young, ticks, young)]
-    for session in sessions:
-        session.begin()
     rounds = [[session.block() for session in sessions] for _ in range(blocks)]
     rss = [session.end() for session in sessions]
     before, old, after = (np.stack(blocks_of, 1) for blocks_of in zip(*rounds, strict=True))
@@ -307,15 +305,13 @@ class _OnDemand:
     """A session in a process of its own, which plays a block whenever it is asked to."""
 
     def __init__(self, load: Callable[[], Any], ticks: int, blocks: int) -> None:
+        """Waits until it has played `ticks`."""
         context = multiprocessing.get_context("spawn")
-        self._pipe, self._there = context.Pipe()
-        how = (load, ticks, blocks, self._there)
+        self._pipe, there = context.Pipe()
+        how = (load, ticks, blocks, there)
         self._process = context.Process(target=_plays_on_demand, args=how, daemon=True)
-
-    def begin(self) -> None:
-        """Plays until it is as old as it shall be."""
         self._process.start()
-        self._there.close()  # so that a process that died is an end of the pipe, not a wait for ever
+        there.close()  # so that a process that died is an end of the pipe, not a wait for ever
         self._answer()
 
     def block(self) -> NDArray[np.float64]:
